@@ -84,7 +84,7 @@ impl DType {
     }
 
     /// The name used in files and reports, such as `BF16` or `Q4_K`.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         self.facts().name
     }
 

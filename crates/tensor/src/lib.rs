@@ -3,10 +3,15 @@
 //! Everything here is plain data and scalar arithmetic, with no IO and no SIMD: the slow, obvious
 //! definition that fast kernels are tested against. It depends on no other crate of scrimp.
 
+pub mod blocks;
+mod codec;
 mod dtype;
+mod plain;
 mod view;
 
+pub use codec::{decode, encode, encode_vec};
 pub use dtype::DType;
+pub use plain::{F8E4M3_MAX, F8E4M3_VALUES, f8e4m3_from_f32};
 pub use view::{Encoding, MatrixView, Shape, TensorView};
 
 /// A tensor whose bytes, type and shape do not agree.
@@ -57,5 +62,35 @@ pub enum TensorError {
         start: usize,
         /// Rows in a tile.
         tile: usize,
+    },
+    /// A row decoded into a place of another length.
+    #[error("a row of {cols} values was to be decoded into {found} places")]
+    RowOut {
+        /// Values in the row.
+        cols: usize,
+        /// Places offered.
+        found: usize,
+    },
+    /// A type that can be read but not written.
+    #[error(
+        "{dtype} can be read but not written; writable types are F32, F16, BF16, F8_E4M3, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0"
+    )]
+    NoEncoder {
+        /// The type.
+        dtype: DType,
+    },
+    /// Tiles of shared scales that do not fit the matrix.
+    #[error("a {rows}x{cols} matrix in tiles of {}x{} does not have {codes} codes and {scales} scales", tile.0, tile.1)]
+    Tiles {
+        /// Rows of the matrix.
+        rows: usize,
+        /// Columns of the matrix.
+        cols: usize,
+        /// Rows and columns that share a scale.
+        tile: (usize, usize),
+        /// Codes there are.
+        codes: usize,
+        /// Scales there are.
+        scales: usize,
     },
 }

@@ -84,6 +84,41 @@ impl<'a> MatrixView<'a> {
         })
     }
 
+    /// A view of `rows × cols` E4M3 codes with one scale per tile.
+    ///
+    /// # Errors
+    /// When codes or scales are not exactly as many as the shape asks for, or a tile is empty.
+    pub fn from_fp8_tiles(
+        rows: usize,
+        cols: usize,
+        codes: &'a [u8],
+        scales: &'a [f32],
+        tile: (usize, usize),
+    ) -> Result<Self, TensorError> {
+        let fits = tile.0 > 0
+            && tile.1 > 0
+            && rows.checked_mul(cols) == Some(codes.len())
+            && rows.div_ceil(tile.0).checked_mul(cols.div_ceil(tile.1)) == Some(scales.len());
+        if !fits {
+            return Err(TensorError::Tiles {
+                rows,
+                cols,
+                tile,
+                codes: codes.len(),
+                scales: scales.len(),
+            });
+        }
+        Ok(MatrixView {
+            rows,
+            cols,
+            encoding: Encoding::Fp8Tiles {
+                codes,
+                scales,
+                tile,
+            },
+        })
+    }
+
     /// The rows `start .. start + count`, without copying.
     ///
     /// # Errors
