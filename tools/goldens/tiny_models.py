@@ -17,7 +17,7 @@ A golden that could pass by luck is refused: weights are drawn again with the ne
   * in every MoE layer all experts are used, and the k-th and (k+1)-th choice (experts and groups) differ by more
     than MARGIN for every token, so that rounding in another order of summation cannot flip a choice;
   * the best and second-best logit differ by more than MARGIN at every position;
-  * changing the first token changes the last logits by more than a tenth of their spread (attention reaches back).
+  * changing the first token changes the last logits by more than a twentieth of their spread (attention reaches back).
 
 Where transformers and DeepSeek's own code disagree, and what the goldens therefore avoid or pin:
   * DeepSeek-V2, `norm_topk_prob`: the original normalises top-k weights when it is true and applies
@@ -206,6 +206,7 @@ def reference_model(c: dict, values: dict[str, torch.Tensor]) -> torch.nn.Module
     config = AutoConfig.for_model(model_type, **plain)
     model, report = type(AutoModelForCausalLM.from_config(config)).from_pretrained(
         None, config=config, state_dict=dict(values), dtype=torch.float32, attn_implementation="eager",
+        experts_implementation="eager",
         output_loading_info=True,
     )
     problems = {k: v for k, v in report.items() if v and k != "mismatched_keys"}
@@ -280,7 +281,7 @@ def refuse(model, c, sequences, out) -> str | None:
     other[0] = (other[0] + 1) % c["vocab_size"]
     with torch.no_grad():
         moved = (model(other[None]).logits[0, -1] - out["logits.0"][-1]).std() / logits.std()
-    if moved < 0.02:
+    if moved < 0.05:
         return f"the last position hardly depends on the first token ({moved:.3f})"
     print(f"    margin {margin:.1e}  logits std {logits.std():.2f}  first token moves the last logits by {moved:.2f}")
     return None
