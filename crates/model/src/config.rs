@@ -137,6 +137,15 @@ impl ModelConfig {
         LayerSpec { index, mlp }
     }
 
+    /// What attention logits are multiplied by: `1 / √(key width)`, sharpened where YaRN asks.
+    pub fn attention_scale(&self) -> f32 {
+        let width = match &self.attention {
+            AttentionConfig::Gqa(gqa) => gqa.head_dim,
+            AttentionConfig::Mla(mla) => mla.qk_nope_head_dim + mla.qk_rope_head_dim,
+        };
+        ((width as f64).powf(-0.5) * f64::from(self.rope.softmax_scale())) as f32
+    }
+
     /// All layers, first to last.
     pub fn layers(&self) -> impl Iterator<Item = LayerSpec> + '_ {
         (0..self.num_layers).map(|index| self.layer(index))
