@@ -1,0 +1,5 @@
+//! What a model can still do: reasoning measured on chains of every length.
+//!
+//! Problems are generated, not downloaded, and their answers are computed, not judged.
+
+pub mod problems;
