@@ -3,3 +3,9 @@
 //! Problems are generated, not downloaded, and their answers are computed, not judged.
 
 pub mod problems;
+
+mod chart;
+mod score;
+
+pub use chart::accuracy_svg;
+pub use score::{FamilyReport, LengthReport, Outcome, Report};
