@@ -1,0 +1,237 @@
+//! Why there is no plan, and what would make one.
+
+use std::fmt;
+
+use scrimp_model::KvLayout;
+use scrimp_tensor::DType;
+use thiserror::Error;
+
+use super::{Fixed, PlanInput};
+use crate::HumanBytes;
+
+/// Stored types of the KV cache, largest first, that a remedy may propose.
+const KV_DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
+/// Why there is no plan.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum PlanError {
+    /// A setting that must be at least 1.
+    #[error("{name} is 0: it must be at least 1")]
+    Zero {
+        /// The setting.
+        name: &'static str,
+    },
+    /// A sequence of the longest length has more blocks than one may have.
+    #[error(
+        "max-model-len {max_model_len} needs {} blocks of {block_size} tokens, and max-blocks-per-seq is {max_blocks_per_seq}: \
+         set max-model-len to at most {}, or max-blocks-per-seq to at least {}",
+        max_model_len.div_ceil(*block_size),
+        max_blocks_per_seq.saturating_mul(*block_size),
+        max_model_len.div_ceil(*block_size)
+    )]
+    ContextTooLong {
+        /// Longest sequence, tokens.
+        max_model_len: usize,
+        /// Tokens per block.
+        block_size: usize,
+        /// Blocks a sequence may have.
+        max_blocks_per_seq: usize,
+    },
+    /// Sizes that do not fit in an address.
+    #[error("the sizes asked for add up to more memory than a machine can address")]
+    TooLarge,
+    /// The budget is too small.
+    #[error("{0}")]
+    DoesNotFit(Box<DoesNotFit>),
+}
+
+/// What was asked for, what there is, and what would fit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DoesNotFit {
+    /// What the process may use.
+    pub budget_bytes: usize,
+    /// Weights of all components.
+    pub weights_bytes: usize,
+    /// Scratch, staging and the rest.
+    pub scratch_bytes: usize,
+    /// KV cache asked for: the user's, or one sequence of `max_model_len` tokens.
+    pub kv_cache_bytes: usize,
+    /// Longest sequence asked for, tokens.
+    pub max_model_len: usize,
+    /// Tokens that the KV cache would have held in what is left.
+    pub kv_tokens_left: usize,
+    /// Changes, each of which makes it fit by itself. Never empty.
+    pub remedies: Vec<Remedy>,
+}
+
+/// A change that makes a plan fit.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Remedy {
+    /// Serve shorter sequences: this is the longest that fits.
+    ShorterContext {
+        /// Tokens.
+        max_model_len: usize,
+    },
+    /// Make the KV cache smaller: these are the most blocks that fit.
+    FewerBlocks {
+        /// Blocks.
+        num_blocks: usize,
+        /// Their bytes.
+        bytes: usize,
+    },
+    /// Make the KV cache larger: it holds one sequence then.
+    MoreKvCache {
+        /// Blocks.
+        num_blocks: usize,
+        /// Their bytes.
+        bytes: usize,
+    },
+    /// Store keys and values in a smaller type.
+    KvDtype {
+        /// The type.
+        dtype: DType,
+    },
+    /// Run fewer sequences at once: these are the most that fit.
+    FewerSequences {
+        /// Sequences.
+        max_num_seqs: usize,
+    },
+    /// Give the process more memory: this is the least that fits.
+    MoreMemory {
+        /// Bytes.
+        budget_bytes: usize,
+    },
+}
+
+/// The error for `input`, whose pool would have `num_blocks` blocks.
+pub(super) fn does_not_fit(input: &PlanInput, fixed: &Fixed, num_blocks: usize) -> PlanError {
+    let kv = input.kv;
+    let one_seq = input.max_model_len.div_ceil(kv.block_size);
+    let left = input.budget_bytes.saturating_sub(fixed.total);
+    let given = input.num_blocks.is_some() || input.kv_cache_bytes.is_some();
+    let blocks = match given {
+        true => num_blocks,
+        false => one_seq,
+    };
+    let kv_cache_bytes = blocks.saturating_mul(kv.bytes_per_block());
+    PlanError::DoesNotFit(Box::new(DoesNotFit {
+        budget_bytes: input.budget_bytes,
+        weights_bytes: fixed.weights,
+        scratch_bytes: fixed.total - fixed.weights,
+        kv_cache_bytes,
+        max_model_len: input.max_model_len,
+        kv_tokens_left: (left / kv.bytes_per_block()).saturating_mul(kv.block_size),
+        remedies: remedies(input, fixed, blocks, one_seq),
+    }))
+}
+
+/// Each change that makes the plan fit by itself, the least drastic first.
+fn remedies(input: &PlanInput, fixed: &Fixed, blocks: usize, one_seq: usize) -> Vec<Remedy> {
+    let given = input.num_blocks.is_some() || input.kv_cache_bytes.is_some();
+    let left = input.budget_bytes.saturating_sub(fixed.total);
+    let room = left / input.kv.bytes_per_block();
+    let bytes_of = |blocks: usize| blocks.saturating_mul(input.kv.bytes_per_block());
+    let mut found = Vec::new();
+    if given && blocks < one_seq && one_seq <= room {
+        found.push(Remedy::MoreKvCache {
+            num_blocks: one_seq,
+            bytes: bytes_of(one_seq),
+        });
+    }
+    if given && blocks > room && one_seq <= room {
+        found.push(Remedy::FewerBlocks {
+            num_blocks: room,
+            bytes: bytes_of(room),
+        });
+    }
+    let usable = if given { blocks } else { room.min(cap(input)) };
+    if usable > 0 && usable <= room && usable < one_seq {
+        found.push(Remedy::ShorterContext {
+            max_model_len: usable * input.kv.block_size,
+        });
+    }
+    found.extend(smaller_dtypes(input, left, blocks.max(one_seq)));
+    found.extend(fewer_sequences(input, fixed, bytes_of(blocks.max(one_seq))));
+    found.push(Remedy::MoreMemory {
+        budget_bytes: fixed.total.saturating_add(bytes_of(blocks.max(one_seq))),
+    });
+    found
+}
+
+fn cap(input: &PlanInput) -> usize {
+    input.max_kv_cache_bytes.unwrap_or(usize::MAX) / input.kv.bytes_per_block()
+}
+
+fn smaller_dtypes(input: &PlanInput, left: usize, blocks: usize) -> Option<Remedy> {
+    let size = |dtype: DType| KvLayout { dtype, ..input.kv }.bytes_per_block();
+    let fits = |dtype: DType| size(dtype).checked_mul(blocks).is_some_and(|b| b <= left);
+    KV_DTYPES
+        .into_iter()
+        .find(|&dtype| size(dtype) < input.kv.bytes_per_block() && fits(dtype))
+        .map(|dtype| Remedy::KvDtype { dtype })
+}
+
+fn fewer_sequences(input: &PlanInput, fixed: &Fixed, kv_bytes: usize) -> Option<Remedy> {
+    if input.bytes_per_seq == 0 {
+        return None;
+    }
+    let others = fixed.total - input.max_num_seqs * input.bytes_per_seq;
+    let left = input
+        .budget_bytes
+        .checked_sub(others)?
+        .checked_sub(kv_bytes)?;
+    let max_num_seqs = left / input.bytes_per_seq;
+    (1..input.max_num_seqs)
+        .contains(&max_num_seqs)
+        .then_some(Remedy::FewerSequences { max_num_seqs })
+}
+
+impl fmt::Display for DoesNotFit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let needed = [self.weights_bytes, self.scratch_bytes, self.kv_cache_bytes]
+            .into_iter()
+            .fold(0, usize::saturating_add);
+        write!(
+            f,
+            "a context of {} tokens does not fit: {} is needed (weights {}, scratch {}, KV cache {}), \
+             the budget is {}, which leaves KV cache for {} tokens. What would fit:",
+            self.max_model_len,
+            HumanBytes(needed),
+            HumanBytes(self.weights_bytes),
+            HumanBytes(self.scratch_bytes),
+            HumanBytes(self.kv_cache_bytes),
+            HumanBytes(self.budget_bytes),
+            self.kv_tokens_left,
+        )?;
+        for (index, remedy) in self.remedies.iter().enumerate() {
+            write!(f, "{} {remedy}", if index == 0 { "" } else { ", or" })?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Remedy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Remedy::ShorterContext { max_model_len } => {
+                write!(f, "--max-model-len {max_model_len}")
+            }
+            Remedy::FewerBlocks { num_blocks, bytes }
+            | Remedy::MoreKvCache { num_blocks, bytes } => {
+                write!(
+                    f,
+                    "a KV cache of {num_blocks} blocks ({})",
+                    HumanBytes(*bytes)
+                )
+            }
+            Remedy::KvDtype { dtype } => {
+                write!(f, "--kv-cache-dtype {}", dtype.name().to_lowercase())
+            }
+            Remedy::FewerSequences { max_num_seqs } => write!(f, "--max-num-seqs {max_num_seqs}"),
+            Remedy::MoreMemory { budget_bytes } => {
+                // Rounded up to a whole MiB, so that typing it in is enough.
+                write!(f, "--memory {}MiB", budget_bytes.div_ceil(1 << 20))
+            }
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! What goes where, worked out before anything is loaded.
+//!
+//! The engine reserves from the very value that is printed: there is no second formula. Nothing
+//! here asks the machine anything; the budget and the sizes come in as values.
+
+mod error;
+mod report;
+
+use scrimp_model::KvLayout;
+
+pub use error::{DoesNotFit, PlanError, Remedy};
+
+/// Largest number of blocks that ids can name.
+const MAX_BLOCKS: usize = u32::MAX as usize - 1;
+
+/// Everything a plan is made from. All sizes in bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlanInput {
+    /// The one budget: what the process may use.
+    pub budget_bytes: usize,
+    /// Weights by component, such as `("embedding", 56_623_104)`, in the order to print them.
+    pub weights: Vec<(String, usize)>,
+    /// Scratch of the largest forward pass, without what `bytes_per_seq` covers.
+    pub activations_bytes: usize,
+    /// What each sequence that may run at once adds to the activations (its row of logits, its
+    /// sampler's state).
+    pub bytes_per_seq: usize,
+    /// Buffers between tiers.
+    pub staging_bytes: usize,
+    /// The rest: tokenizer, tables, queues.
+    pub other_bytes: usize,
+    /// What a token leaves in the KV cache, and the block size.
+    pub kv: KvLayout,
+    /// Longest sequence to serve, in tokens: prompt and output.
+    pub max_model_len: usize,
+    /// Whether a shorter `max_model_len` will do when the budget does not hold this one: true
+    /// when it is the model's own limit, false when the user asked for it.
+    pub shrink_to_fit: bool,
+    /// Sequences that run at once, at most.
+    pub max_num_seqs: usize,
+    /// Blocks of one sequence, at most (`--max-blocks-per-seq`).
+    pub max_blocks_per_seq: usize,
+    /// Size of the pool in blocks, where the user sets it (`--num-blocks`).
+    pub num_blocks: Option<usize>,
+    /// Size of the KV cache in bytes, where the user sets it (`--kv-cache-memory-bytes`).
+    pub kv_cache_bytes: Option<usize>,
+    /// Most bytes a KV cache sized from the budget takes.
+    pub max_kv_cache_bytes: Option<usize>,
+}
+
+impl PlanInput {
+    /// Blocks of one sequence at most: 4096, so 65,536 tokens at 16 tokens a block.
+    pub const DEFAULT_MAX_BLOCKS_PER_SEQ: usize = 4096;
+    /// Most bytes of a KV cache that is sized from the budget: 40 GiB.
+    pub const DEFAULT_MAX_KV_CACHE_BYTES: usize = 40 << 30;
+}
+
+/// What decided the size of the KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvLimit {
+    /// The budget, after everything else.
+    Budget,
+    /// The user's number of blocks.
+    NumBlocks,
+    /// The user's number of bytes.
+    KvCacheBytes,
+    /// The cap on a cache sized from the budget.
+    MaxKvCacheBytes,
+    /// More could not be used: all sequences at their longest fit.
+    Workload,
+}
+
+/// What goes where. All sizes in bytes; they add up to no more than the budget.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemoryPlan {
+    /// What the process may use.
+    pub budget_bytes: usize,
+    /// Weights by component, in the order to print them.
+    pub weights: Vec<(String, usize)>,
+    /// Scratch of the largest forward pass, logits of all sequences included.
+    pub activations_bytes: usize,
+    /// Buffers between tiers.
+    pub staging_bytes: usize,
+    /// The rest.
+    pub other_bytes: usize,
+    /// What a token leaves in the KV cache, and the block size.
+    pub kv: KvLayout,
+    /// Blocks in the pool.
+    pub num_blocks: usize,
+    /// What decided that number.
+    pub kv_limit: KvLimit,
+    /// Longest sequence served, in tokens; at most the one asked for.
+    pub max_model_len: usize,
+    /// Sequences that run at once, at most.
+    pub max_num_seqs: usize,
+    /// Blocks of one sequence, at most.
+    pub max_blocks_per_seq: usize,
+}
+
+impl MemoryPlan {
+    /// Plans for `input`.
+    ///
+    /// # Errors
+    /// [`PlanError::DoesNotFit`], with what would fit, when the budget does not hold the weights,
+    /// the scratch and one sequence of `max_model_len` tokens (one block, with `shrink_to_fit`);
+    /// other variants when a setting makes no sense.
+    pub fn new(input: &PlanInput) -> Result<MemoryPlan, PlanError> {
+        check_settings(input)?;
+        let fixed = Fixed::of(input)?;
+        let left = input.budget_bytes.saturating_sub(fixed.total);
+        let (num_blocks, kv_limit) = size_pool(input, left)?;
+        let one_seq = input.max_model_len.div_ceil(input.kv.block_size);
+        let too_big = fixed.total > input.budget_bytes
+            || num_blocks.saturating_mul(input.kv.bytes_per_block()) > left;
+        let max_model_len = match num_blocks < one_seq {
+            true if input.shrink_to_fit => num_blocks * input.kv.block_size,
+            _ => input.max_model_len,
+        };
+        let too_long = max_model_len.div_ceil(input.kv.block_size) > num_blocks;
+        if too_big || too_long || max_model_len == 0 {
+            return Err(error::does_not_fit(input, &fixed, num_blocks));
+        }
+        Ok(MemoryPlan {
+            budget_bytes: input.budget_bytes,
+            weights: input.weights.clone(),
+            activations_bytes: fixed.activations,
+            staging_bytes: input.staging_bytes,
+            other_bytes: input.other_bytes,
+            kv: input.kv,
+            num_blocks,
+            kv_limit,
+            max_model_len,
+            max_num_seqs: input.max_num_seqs,
+            max_blocks_per_seq: input.max_blocks_per_seq,
+        })
+    }
+
+    /// Weights of all components.
+    pub fn weights_bytes(&self) -> usize {
+        self.weights.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// The KV cache.
+    pub fn kv_cache_bytes(&self) -> usize {
+        self.num_blocks * self.kv.bytes_per_block()
+    }
+
+    /// Tokens that the KV cache holds.
+    pub fn kv_tokens(&self) -> usize {
+        self.num_blocks * self.kv.block_size
+    }
+
+    /// Most bytes that are in use at one time: everything, since all of it is kept while serving.
+    pub fn peak_bytes(&self) -> usize {
+        self.weights_bytes()
+            + self.kv_cache_bytes()
+            + self.activations_bytes
+            + self.staging_bytes
+            + self.other_bytes
+    }
+
+    /// What the plan leaves of the budget.
+    pub fn free_bytes(&self) -> usize {
+        self.budget_bytes - self.peak_bytes()
+    }
+
+    /// How many requests of `tokens` tokens each the KV cache holds at once, in whole blocks.
+    /// Not capped by `max_num_seqs`.
+    pub fn max_concurrency(&self, tokens: usize) -> f64 {
+        let blocks = tokens.max(1).div_ceil(self.kv.block_size);
+        self.num_blocks as f64 / blocks as f64
+    }
+}
+
+/// What has to be there before the first block of KV cache.
+pub(crate) struct Fixed {
+    weights: usize,
+    activations: usize,
+    total: usize,
+}
+
+impl Fixed {
+    fn of(input: &PlanInput) -> Result<Fixed, PlanError> {
+        let weights = sum(input.weights.iter().map(|(_, bytes)| *bytes))?;
+        let per_seq = input.max_num_seqs.checked_mul(input.bytes_per_seq);
+        let per_seq = per_seq.ok_or(PlanError::TooLarge)?;
+        let activations = sum([input.activations_bytes, per_seq])?;
+        let total = sum([weights, activations, input.staging_bytes, input.other_bytes])?;
+        Ok(Fixed {
+            weights,
+            activations,
+            total,
+        })
+    }
+}
+
+fn sum(parts: impl IntoIterator<Item = usize>) -> Result<usize, PlanError> {
+    parts
+        .into_iter()
+        .try_fold(0usize, usize::checked_add)
+        .ok_or(PlanError::TooLarge)
+}
+
+fn check_settings(input: &PlanInput) -> Result<(), PlanError> {
+    for (name, value) in [
+        ("max-model-len", input.max_model_len),
+        ("max-num-seqs", input.max_num_seqs),
+        ("max-blocks-per-seq", input.max_blocks_per_seq),
+        ("block-size", input.kv.block_size),
+        ("num-blocks", input.num_blocks.unwrap_or(1)),
+        ("bytes of KV cache per block", input.kv.bytes_per_block()),
+    ] {
+        if value == 0 {
+            return Err(PlanError::Zero { name });
+        }
+    }
+    if input.max_model_len.div_ceil(input.kv.block_size) > input.max_blocks_per_seq {
+        return Err(PlanError::ContextTooLong {
+            max_model_len: input.max_model_len,
+            block_size: input.kv.block_size,
+            max_blocks_per_seq: input.max_blocks_per_seq,
+        });
+    }
+    Ok(())
+}
+
+/// Blocks in the pool, with `left` bytes left for it, and what decided. More than `left` holds
+/// only when the user's own number says so.
+fn size_pool(input: &PlanInput, left: usize) -> Result<(usize, KvLimit), PlanError> {
+    let block_bytes = input.kv.bytes_per_block();
+    if let Some(num_blocks) = input.num_blocks {
+        return match num_blocks <= MAX_BLOCKS {
+            true => Ok((num_blocks, KvLimit::NumBlocks)),
+            false => Err(PlanError::TooLarge),
+        };
+    }
+    if let Some(bytes) = input.kv_cache_bytes {
+        return Ok(((bytes / block_bytes).min(MAX_BLOCKS), KvLimit::KvCacheBytes));
+    }
+    let one_seq = input.max_model_len.div_ceil(input.kv.block_size);
+    let cap = input.max_kv_cache_bytes.unwrap_or(usize::MAX) / block_bytes;
+    let workload = one_seq.saturating_mul(input.max_num_seqs).min(MAX_BLOCKS);
+    let limits = [
+        (left / block_bytes, KvLimit::Budget),
+        (cap, KvLimit::MaxKvCacheBytes),
+        (workload, KvLimit::Workload),
+    ];
+    let smallest = limits.into_iter().min_by_key(|(blocks, _)| *blocks);
+    Ok(smallest.unwrap_or((0, KvLimit::Budget)))
+}
+
+#[cfg(test)]
+mod tests;
