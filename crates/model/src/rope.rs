@@ -98,9 +98,9 @@ impl RopeConfig {
                     .collect()
             }
             RopeScaling::Yarn { factor, .. } => {
-                let (low, high) = self.yarn_ramp();
+                let (low, width) = self.yarn_ramp();
                 let blend = |(i, p): (usize, f32)| {
-                    let kept = 1.0 - ((i as f32 - low) / (high - low)).clamp(0.0, 1.0);
+                    let kept = 1.0 - ((i as f32 - low) / width).clamp(0.0, 1.0);
                     (1.0 / (factor * p)) * (1.0 - kept) + (1.0 / p) * kept
                 };
                 powers.into_iter().enumerate().map(blend).collect()
@@ -108,7 +108,8 @@ impl RopeConfig {
         }
     }
 
-    /// Where YaRN's ramp begins and ends, in pairs: those before are kept, those after stretched.
+    /// Where YaRN's ramp begins and how wide it is, in pairs: those before are kept, those after
+    /// stretched.
     fn yarn_ramp(&self) -> (f32, f32) {
         let RopeScaling::Yarn {
             beta_fast,
@@ -133,7 +134,7 @@ impl RopeConfig {
         if low == high {
             high += 0.001; // a ramp of no width would divide by zero
         }
-        (low as f32, high as f32)
+        (low as f32, (high - low) as f32)
     }
 
     /// Factor on cos and sin: 1 but for YaRN.
