@@ -11,18 +11,20 @@
 
 mod block_pool;
 mod block_table;
+mod block_types;
 mod bytes;
 mod free_queue;
 mod integrity;
 mod ledger;
 mod plan;
 mod pool_stats;
+#[cfg(test)]
+mod pool_tests;
 mod prefix_cache;
 
-pub use block_pool::{
-    BlockError, BlockId, BlockPool, BlockPoolConfig, CopyBlock, PrefixHit, TokenId,
-};
+pub use block_pool::BlockPool;
 pub use block_table::BlockTable;
+pub use block_types::{BlockError, BlockId, BlockPoolConfig, CopyBlock, PrefixHit, TokenId};
 pub use bytes::{HumanBytes, ParseBytesError, parse_bytes};
 pub use free_queue::KvCacheBlock;
 pub use integrity::Corrupt;

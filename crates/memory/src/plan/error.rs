@@ -2,15 +2,14 @@
 
 use std::fmt;
 
-use scrimp_model::KvLayout;
 use scrimp_tensor::DType;
 use thiserror::Error;
 
-use super::{Fixed, PlanInput};
+use super::{Fixed, PlanInput, lay_out};
 use crate::HumanBytes;
 
-/// Stored types of the KV cache, largest first, that a remedy may propose.
-const KV_DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+/// Stored types of the KV cache that a remedy may propose.
+const KV_DTYPES: [DType; 2] = [DType::BF16, DType::F16];
 
 /// Why there is no plan.
 #[derive(Clone, Debug, PartialEq, Error)]
@@ -36,6 +35,22 @@ pub enum PlanError {
         block_size: usize,
         /// Blocks a sequence may have.
         max_blocks_per_seq: usize,
+    },
+    /// A KV cache, sized by the user, that does not hold one sequence of the longest length.
+    #[error(
+        "the KV cache asked for holds {kv_tokens} tokens, and max-model-len is {max_model_len}: \
+         give it at least {blocks_needed} blocks ({}), or set max-model-len to at most {kv_tokens}",
+        HumanBytes(*bytes_needed)
+    )]
+    KvCacheTooSmall {
+        /// Tokens that it holds.
+        kv_tokens: usize,
+        /// Longest sequence, tokens.
+        max_model_len: usize,
+        /// Blocks of one such sequence.
+        blocks_needed: usize,
+        /// Their bytes.
+        bytes_needed: usize,
     },
     /// Sizes that do not fit in an address.
     #[error("the sizes asked for add up to more memory than a machine can address")]
@@ -79,13 +94,6 @@ pub enum Remedy {
         /// Their bytes.
         bytes: usize,
     },
-    /// Make the KV cache larger: it holds one sequence then.
-    MoreKvCache {
-        /// Blocks.
-        num_blocks: usize,
-        /// Their bytes.
-        bytes: usize,
-    },
     /// Store keys and values in a smaller type.
     KvDtype {
         /// The type.
@@ -103,16 +111,15 @@ pub enum Remedy {
     },
 }
 
-/// The error for `input`, whose pool would have `num_blocks` blocks.
-pub(super) fn does_not_fit(input: &PlanInput, fixed: &Fixed, num_blocks: usize) -> PlanError {
+/// The error for `input`, whose settings are sound.
+pub(super) fn does_not_fit(input: &PlanInput, fixed: &Fixed) -> PlanError {
     let kv = input.kv;
     let one_seq = input.max_model_len.div_ceil(kv.block_size);
     let left = input.budget_bytes.saturating_sub(fixed.total);
-    let given = input.num_blocks.is_some() || input.kv_cache_bytes.is_some();
-    let blocks = match given {
-        true => num_blocks,
-        false => one_seq,
-    };
+    let asked = input.num_blocks.or(input
+        .kv_cache_bytes
+        .map(|bytes| bytes / kv.bytes_per_block()));
+    let blocks = asked.unwrap_or(if input.shrink_to_fit { 1 } else { one_seq });
     let kv_cache_bytes = blocks.saturating_mul(kv.bytes_per_block());
     PlanError::DoesNotFit(Box::new(DoesNotFit {
         budget_bytes: input.budget_bytes,
@@ -125,65 +132,71 @@ pub(super) fn does_not_fit(input: &PlanInput, fixed: &Fixed, num_blocks: usize) 
     }))
 }
 
-/// Each change that makes the plan fit by itself, the least drastic first.
+/// Changes that make the plan fit, each by itself, the least drastic first: candidates as large
+/// as they can be, kept when planning with them succeeds.
 fn remedies(input: &PlanInput, fixed: &Fixed, blocks: usize, one_seq: usize) -> Vec<Remedy> {
-    let given = input.num_blocks.is_some() || input.kv_cache_bytes.is_some();
     let left = input.budget_bytes.saturating_sub(fixed.total);
     let room = left / input.kv.bytes_per_block();
-    let bytes_of = |blocks: usize| blocks.saturating_mul(input.kv.bytes_per_block());
-    let mut found = Vec::new();
-    if given && blocks < one_seq && one_seq <= room {
-        found.push(Remedy::MoreKvCache {
-            num_blocks: one_seq,
-            bytes: bytes_of(one_seq),
-        });
-    }
-    if given && blocks > room && one_seq <= room {
-        found.push(Remedy::FewerBlocks {
-            num_blocks: room,
-            bytes: bytes_of(room),
-        });
-    }
-    let usable = if given { blocks } else { room.min(cap(input)) };
-    if usable > 0 && usable <= room && usable < one_seq {
-        found.push(Remedy::ShorterContext {
-            max_model_len: usable * input.kv.block_size,
-        });
-    }
-    found.extend(smaller_dtypes(input, left, blocks.max(one_seq)));
-    found.extend(fewer_sequences(input, fixed, bytes_of(blocks.max(one_seq))));
-    found.push(Remedy::MoreMemory {
-        budget_bytes: fixed.total.saturating_add(bytes_of(blocks.max(one_seq))),
+    let needed = blocks.saturating_mul(input.kv.bytes_per_block());
+    let shorter = match input.pool_is_set() {
+        true => None,
+        false => Some(Remedy::ShorterContext {
+            max_model_len: room.min(one_seq).saturating_mul(input.kv.block_size),
+        }),
+    };
+    let fewer = input.pool_is_set().then(|| Remedy::FewerBlocks {
+        num_blocks: room,
+        bytes: room * input.kv.bytes_per_block(),
     });
-    found
+    let mut candidates: Vec<Remedy> = fewer.into_iter().chain(shorter).collect();
+    candidates.extend(KV_DTYPES.map(|dtype| Remedy::KvDtype { dtype }));
+    candidates.extend(fewer_sequences(input, fixed, needed));
+    candidates.push(Remedy::MoreMemory {
+        budget_bytes: fixed.total.saturating_add(needed),
+    });
+    candidates.retain(|remedy| remedy.helps(input));
+    let is_dtype = |remedy: &Remedy| matches!(remedy, Remedy::KvDtype { .. });
+    let first = candidates.iter().position(is_dtype);
+    let mut index = 0;
+    candidates.retain(|remedy| {
+        index += 1;
+        !is_dtype(remedy) || Some(index - 1) == first
+    });
+    candidates
 }
 
-fn cap(input: &PlanInput) -> usize {
-    input.max_kv_cache_bytes.unwrap_or(usize::MAX) / input.kv.bytes_per_block()
-}
-
-fn smaller_dtypes(input: &PlanInput, left: usize, blocks: usize) -> Option<Remedy> {
-    let size = |dtype: DType| KvLayout { dtype, ..input.kv }.bytes_per_block();
-    let fits = |dtype: DType| size(dtype).checked_mul(blocks).is_some_and(|b| b <= left);
-    KV_DTYPES
-        .into_iter()
-        .find(|&dtype| size(dtype) < input.kv.bytes_per_block() && fits(dtype))
-        .map(|dtype| Remedy::KvDtype { dtype })
-}
-
+/// The most sequences that fit beside `kv_bytes` of KV cache.
 fn fewer_sequences(input: &PlanInput, fixed: &Fixed, kv_bytes: usize) -> Option<Remedy> {
-    if input.bytes_per_seq == 0 {
-        return None;
-    }
     let others = fixed.total - input.max_num_seqs * input.bytes_per_seq;
     let left = input
         .budget_bytes
         .checked_sub(others)?
         .checked_sub(kv_bytes)?;
-    let max_num_seqs = left / input.bytes_per_seq;
+    let max_num_seqs = left.checked_div(input.bytes_per_seq)?;
     (1..input.max_num_seqs)
         .contains(&max_num_seqs)
         .then_some(Remedy::FewerSequences { max_num_seqs })
+}
+
+impl Remedy {
+    /// Whether there is a plan once the remedy is taken.
+    fn helps(&self, input: &PlanInput) -> bool {
+        let changed = self.apply(input);
+        Fixed::of(&changed).is_ok_and(|fixed| matches!(lay_out(&changed, &fixed), Ok(Some(_))))
+    }
+
+    /// What to plan for once the remedy is taken.
+    pub fn apply(&self, input: &PlanInput) -> PlanInput {
+        let mut changed = input.clone();
+        match *self {
+            Remedy::ShorterContext { max_model_len } => changed.max_model_len = max_model_len,
+            Remedy::FewerBlocks { num_blocks, .. } => changed.num_blocks = Some(num_blocks),
+            Remedy::KvDtype { dtype } => changed.kv.dtype = dtype,
+            Remedy::FewerSequences { max_num_seqs } => changed.max_num_seqs = max_num_seqs,
+            Remedy::MoreMemory { budget_bytes } => changed.budget_bytes = budget_bytes,
+        }
+        changed
+    }
 }
 
 impl fmt::Display for DoesNotFit {
@@ -216,11 +229,10 @@ impl fmt::Display for Remedy {
             Remedy::ShorterContext { max_model_len } => {
                 write!(f, "--max-model-len {max_model_len}")
             }
-            Remedy::FewerBlocks { num_blocks, bytes }
-            | Remedy::MoreKvCache { num_blocks, bytes } => {
+            Remedy::FewerBlocks { num_blocks, bytes } => {
                 write!(
                     f,
-                    "a KV cache of {num_blocks} blocks ({})",
+                    "--num-blocks {num_blocks} (KV cache of {})",
                     HumanBytes(*bytes)
                 )
             }

@@ -44,7 +44,7 @@ pub struct PlanInput {
     pub num_blocks: Option<usize>,
     /// Size of the KV cache in bytes, where the user sets it (`--kv-cache-memory-bytes`).
     pub kv_cache_bytes: Option<usize>,
-    /// Most bytes a KV cache sized from the budget takes.
+    /// Most bytes a KV cache sized from the budget takes, unless one sequence needs more.
     pub max_kv_cache_bytes: Option<usize>,
 }
 
@@ -53,6 +53,11 @@ impl PlanInput {
     pub const DEFAULT_MAX_BLOCKS_PER_SEQ: usize = 4096;
     /// Most bytes of a KV cache that is sized from the budget: 40 GiB.
     pub const DEFAULT_MAX_KV_CACHE_BYTES: usize = 40 << 30;
+
+    /// Whether the user set the size of the KV cache.
+    fn pool_is_set(&self) -> bool {
+        self.num_blocks.is_some() || self.kv_cache_bytes.is_some()
+    }
 }
 
 /// What decided the size of the KV cache.
@@ -103,36 +108,10 @@ impl MemoryPlan {
     /// # Errors
     /// [`PlanError::DoesNotFit`], with what would fit, when the budget does not hold the weights,
     /// the scratch and one sequence of `max_model_len` tokens (one block, with `shrink_to_fit`);
-    /// other variants when a setting makes no sense.
+    /// [`PlanError::KvCacheTooSmall`] when the user's own cache does not; other variants when a setting makes no sense.
     pub fn new(input: &PlanInput) -> Result<MemoryPlan, PlanError> {
-        check_settings(input)?;
         let fixed = Fixed::of(input)?;
-        let left = input.budget_bytes.saturating_sub(fixed.total);
-        let (num_blocks, kv_limit) = size_pool(input, left)?;
-        let one_seq = input.max_model_len.div_ceil(input.kv.block_size);
-        let too_big = fixed.total > input.budget_bytes
-            || num_blocks.saturating_mul(input.kv.bytes_per_block()) > left;
-        let max_model_len = match num_blocks < one_seq {
-            true if input.shrink_to_fit => num_blocks * input.kv.block_size,
-            _ => input.max_model_len,
-        };
-        let too_long = max_model_len.div_ceil(input.kv.block_size) > num_blocks;
-        if too_big || too_long || max_model_len == 0 {
-            return Err(error::does_not_fit(input, &fixed, num_blocks));
-        }
-        Ok(MemoryPlan {
-            budget_bytes: input.budget_bytes,
-            weights: input.weights.clone(),
-            activations_bytes: fixed.activations,
-            staging_bytes: input.staging_bytes,
-            other_bytes: input.other_bytes,
-            kv: input.kv,
-            num_blocks,
-            kv_limit,
-            max_model_len,
-            max_num_seqs: input.max_num_seqs,
-            max_blocks_per_seq: input.max_blocks_per_seq,
-        })
+        lay_out(input, &fixed)?.ok_or_else(|| error::does_not_fit(input, &fixed))
     }
 
     /// Weights of all components.
@@ -194,6 +173,45 @@ impl Fixed {
     }
 }
 
+/// The plan; `None` when the budget does not hold it.
+fn lay_out(input: &PlanInput, fixed: &Fixed) -> Result<Option<MemoryPlan>, PlanError> {
+    check_settings(input)?;
+    let left = input.budget_bytes.saturating_sub(fixed.total);
+    let (num_blocks, kv_limit) = size_pool(input, left)?;
+    let block_size = input.kv.block_size;
+    let one_seq = input.max_model_len.div_ceil(block_size);
+    let max_model_len = match num_blocks < one_seq {
+        true if input.shrink_to_fit => num_blocks * block_size,
+        _ => input.max_model_len,
+    };
+    let too_short = max_model_len == 0 || max_model_len.div_ceil(block_size) > num_blocks;
+    if too_short && input.pool_is_set() {
+        return Err(PlanError::KvCacheTooSmall {
+            kv_tokens: num_blocks * block_size,
+            max_model_len: input.max_model_len,
+            blocks_needed: one_seq,
+            bytes_needed: one_seq.saturating_mul(input.kv.bytes_per_block()),
+        });
+    }
+    let pool_bytes = num_blocks.saturating_mul(input.kv.bytes_per_block());
+    if too_short || fixed.total > input.budget_bytes || pool_bytes > left {
+        return Ok(None);
+    }
+    Ok(Some(MemoryPlan {
+        budget_bytes: input.budget_bytes,
+        weights: input.weights.clone(),
+        activations_bytes: fixed.activations,
+        staging_bytes: input.staging_bytes,
+        other_bytes: input.other_bytes,
+        kv: input.kv,
+        num_blocks,
+        kv_limit,
+        max_model_len,
+        max_num_seqs: input.max_num_seqs,
+        max_blocks_per_seq: input.max_blocks_per_seq,
+    }))
+}
+
 fn sum(parts: impl IntoIterator<Item = usize>) -> Result<usize, PlanError> {
     parts
         .into_iter()
@@ -239,6 +257,8 @@ fn size_pool(input: &PlanInput, left: usize) -> Result<(usize, KvLimit), PlanErr
     }
     let one_seq = input.max_model_len.div_ceil(input.kv.block_size);
     let cap = input.max_kv_cache_bytes.unwrap_or(usize::MAX) / block_bytes;
+    // The cap is for what nobody asked for: a context that somebody did goes first.
+    let cap = cap.max(if input.shrink_to_fit { 1 } else { one_seq });
     let workload = one_seq.saturating_mul(input.max_num_seqs).min(MAX_BLOCKS);
     let limits = [
         (left / block_bytes, KvLimit::Budget),
