@@ -284,7 +284,7 @@ impl State {
                 bytes,
             })
             .collect();
-        holders.sort_by(|a, b| b.bytes.cmp(&a.bytes));
+        holders.sort_by_key(|holder| std::cmp::Reverse(holder.bytes));
         holders.truncate(count);
         holders
     }

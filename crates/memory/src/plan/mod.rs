@@ -10,6 +10,8 @@ use scrimp_model::KvLayout;
 
 pub use error::{DoesNotFit, PlanError, Remedy};
 
+use crate::BlockPoolConfig;
+
 /// Largest number of blocks that ids can name.
 const MAX_BLOCKS: usize = u32::MAX as usize - 1;
 
@@ -127,6 +129,17 @@ impl MemoryPlan {
     /// Tokens that the KV cache holds.
     pub fn kv_tokens(&self) -> usize {
         self.num_blocks * self.kv.block_size
+    }
+
+    /// The pool of blocks that goes with the plan.
+    pub fn pool_config(&self, enable_prefix_caching: bool) -> BlockPoolConfig {
+        BlockPoolConfig {
+            num_blocks: self.num_blocks,
+            block_size: self.kv.block_size,
+            max_blocks_per_seq: self.max_blocks_per_seq,
+            bytes_per_block: self.kv.bytes_per_block(),
+            enable_prefix_caching,
+        }
     }
 
     /// Most bytes that are in use at one time: everything, since all of it is kept while serving.
