@@ -407,7 +407,7 @@ def requests_of_many_clients(s: Server) -> list[dict]:
         request = {
             "model": s.model,
             "messages": [{"role": "user", "content": content}],
-            "max_tokens": s.args.max_tokens - 8 * (i % 5),
+            "max_tokens": max(8, s.args.max_tokens - 8 * (i % 5)),
             "extra_body": {"ignore_eos": True},
         }
         request |= {"temperature": 0.9, "seed": i} if i % 3 == 2 else {"temperature": 0}
