@@ -61,7 +61,7 @@ def evaluate_transformers(model, tokenizer, problems: list[Problem]) -> dict[str
     answers = chains = 0
     for part in groups(problems, 1 << 17):
         inputs = tokenizer([render(p.prompt) for p in part], add_special_tokens=False, padding=True, return_tensors="pt")
-        limit = 11 * part[0].steps + 64
+        limit = 12 * part[0].steps + 64
         out = model.generate(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, do_sample=False, max_new_tokens=limit)
         for p, ids in zip(part, out[:, inputs.input_ids.shape[1] :]):
             text = tokenizer.decode(ids, skip_special_tokens=False).split(EOS)[0]

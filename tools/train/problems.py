@@ -111,9 +111,10 @@ def chain_arithmetic(draft: Draft) -> tuple[list[str], str]:
     lines = [f"{value:02}"]
     for i, (kind, n, _) in enumerate(draft.ops):
         units = (value % 10 + n % 10, 10 + value % 10 - n % 10, (value % 10) * n)[kind]
+        tens = (value // 10 + n // 10, value // 10 - n // 10 - 1, value // 10 * n)[kind] % 10
         value = (value + n, value - n, value * n)[kind] % 100
         operand = f" {n}" if kind == 2 else f"{n}"
-        lines.append(f" {label(i)}) {SIGNS[kind]}{operand} {units:02} {value:02}")
+        lines.append(f" {label(i)}) {SIGNS[kind]}{operand} {units:02}{tens} {value:02}")
     return lines, str(value)
 
 

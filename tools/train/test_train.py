@@ -99,8 +99,8 @@ def test_every_word_is_one_token_and_text_comes_back(family):
         text = build_tokenizer.render(p.prompt) + p.completion + build_tokenizer.EOS
         ids = TOKENIZER.encode(text).ids
         assert TOKENIZER.decode(ids, skip_special_tokens=False) == text
-        assert len(ids) < 1130
-        assert len(TOKENIZER.encode(p.completion).ids) <= 11 * 64 + 20
+        assert len(ids) < 1140
+        assert len(TOKENIZER.encode(p.completion).ids) <= 12 * 64 + 20
 
 
 @pytest.mark.parametrize("text", ["", " ", "ü – 漢字\t\r\n  x", "12345 + 6", "A AB Abc ABc it's", "\x00\ufffd"])
