@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use thiserror::Error;
 
-use crate::block_pool::Free;
 use crate::free_queue::KvCacheBlock;
+use crate::ownership::Free;
 use crate::{BlockId, BlockPool, BlockTable};
 
 /// A promise of the pool that does not hold: a defect of scrimp, never of its input.

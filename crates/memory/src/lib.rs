@@ -12,10 +12,11 @@
 mod block_pool;
 mod block_table;
 mod block_types;
-mod bytes;
+pub mod bytes;
 mod free_queue;
 mod integrity;
 mod ledger;
+mod ownership;
 mod plan;
 mod pool_stats;
 #[cfg(test)]
@@ -25,7 +26,6 @@ mod prefix_cache;
 pub use block_pool::BlockPool;
 pub use block_table::BlockTable;
 pub use block_types::{BlockError, BlockId, BlockPoolConfig, CopyBlock, PrefixHit, TokenId};
-pub use bytes::{HumanBytes, ParseBytesError, parse_bytes};
 pub use free_queue::KvCacheBlock;
 pub use integrity::Corrupt;
 pub use ledger::{

@@ -84,12 +84,18 @@ fn a_hit_leaves_the_last_token_and_whole_blocks_only() {
 }
 
 #[test]
-fn salts_do_not_share() {
+fn salts_do_not_share_but_each_has_its_own() {
     let mut pool = pool(8, 2);
     let mut table = filled(&mut pool, &tokens(0..6));
+    assert_eq!(pool.lookup(&tokens(0..7), b"salt").num_tokens, 0);
+    let mut salted = BlockTable::new(b"salt");
+    pool.allocate(&mut salted, 0, 4).unwrap();
+    pool.commit(&mut salted, &tokens(0..4), 4);
+    pool.free(&mut salted);
     pool.free(&mut table);
     assert_eq!(pool.lookup(&tokens(0..7), b"").num_tokens, 6);
-    assert_eq!(pool.lookup(&tokens(0..7), b"salt").num_tokens, 0);
+    assert_eq!(pool.lookup(&tokens(0..7), b"salt").num_tokens, 4);
+    assert_eq!(pool.lookup(&tokens(0..7), b"sal").num_tokens, 0);
 }
 
 #[test]

@@ -16,6 +16,7 @@
 
 mod error;
 mod estimator;
+mod integrity;
 mod output;
 mod scheduler;
 mod sequence;

@@ -6,7 +6,7 @@ use scrimp_tensor::DType;
 use thiserror::Error;
 
 use super::{Fixed, PlanInput, lay_out};
-use crate::HumanBytes;
+use crate::bytes::HumanBytes;
 
 /// Stored types of the KV cache that a remedy may propose.
 const KV_DTYPES: [DType; 2] = [DType::BF16, DType::F16];

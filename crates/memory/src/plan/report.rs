@@ -3,7 +3,8 @@
 use std::fmt;
 
 use super::{KvLimit, MemoryPlan};
-use crate::{Category, HumanBytes};
+use crate::Category;
+use crate::bytes::HumanBytes;
 
 impl fmt::Display for KvLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

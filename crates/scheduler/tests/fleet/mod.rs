@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use scrimp_memory::{BlockPool, BlockPoolConfig, TokenId};
 use scrimp_scheduler::{
     AddError, EstimatorConfig, FinishReason, Finished, NewSequence, Scheduler, SchedulerConfig,
-    SchedulerOutput, SeqId,
+    SchedulerOutput, SeqId, SequenceStatus,
 };
 
 /// Digest of a prefix.
@@ -206,9 +206,22 @@ impl Fleet {
 
     fn step(&mut self) {
         let had_work = self.scheduler.has_unfinished();
+        let ran: Vec<SeqId> = self
+            .scheduler
+            .sequences()
+            .filter(|seq| seq.status() == SequenceStatus::Running)
+            .map(|seq| seq.id())
+            .collect();
         let output = self.scheduler.schedule();
         self.scheduler.check_integrity().unwrap();
         self.check_step(&output, had_work);
+        if !output.preempted.is_empty() {
+            let mut scheduled = output.scheduled.iter().map(|part| part.id);
+            assert!(
+                scheduled.all(|id| ran.contains(&id)),
+                "one goes and another comes"
+            );
+        }
         self.preemptions += output.preempted.len() as u64;
         for finished in &output.finished {
             assert_eq!(finished.reason, FinishReason::Length);
