@@ -10,6 +10,7 @@ mod config;
 mod error;
 mod files;
 mod gguf;
+pub mod hub;
 
 #[allow(unsafe_code)]
 mod mmap;
