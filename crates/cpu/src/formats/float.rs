@@ -1,0 +1,98 @@
+//! Plain float weights: F32, F16, BF16 and FP8 E4M3 panels, column by column.
+
+use super::{Decode, Panel};
+use crate::simd::{LANES, Simd};
+
+/// `[cols][16]` f32.
+pub(crate) enum F32 {}
+/// `[cols][16]` halves.
+pub(crate) enum F16 {}
+/// `[ceil(cols / 2)][16][2]`: pairs of columns, as BF16 dot products read them.
+pub(crate) enum Bf16 {}
+/// `[cols][16]` E4M3 codes, with scale vectors beside them.
+pub(crate) enum F8E4M3 {}
+
+impl Decode for F32 {
+    #[inline(always)]
+    unsafe fn decode<S: Simd>(s: S, panel: Panel, from: usize, to: usize, out: *mut f32) {
+        for k in from..to {
+            // SAFETY: columns below `cols` lie within the panel; `out` has room for each.
+            unsafe {
+                let v = s.load(panel.bytes.cast::<f32>().add(k * LANES));
+                s.store(out.add((k - from) * LANES), v);
+            }
+        }
+    }
+}
+
+impl Decode for F16 {
+    #[inline(always)]
+    unsafe fn decode<S: Simd>(s: S, panel: Panel, from: usize, to: usize, out: *mut f32) {
+        for k in from..to {
+            // SAFETY: as above.
+            unsafe {
+                let v = s.load_f16(panel.bytes.cast::<u16>().add(k * LANES));
+                s.store(out.add((k - from) * LANES), v);
+            }
+        }
+    }
+}
+
+impl Decode for Bf16 {
+    #[inline(always)]
+    unsafe fn decode<S: Simd>(s: S, panel: Panel, from: usize, to: usize, out: *mut f32) {
+        let high = s.splat_int(!0xffff);
+        for k in (from..to).step_by(2) {
+            // SAFETY: `from` is even and a pair is always whole in the panel; the odd last
+            // column's partner is not written.
+            unsafe {
+                let pair = s.load_bytes(panel.bytes.add(k * LANES * 2));
+                let out = out.add((k - from) * LANES);
+                s.store(out, s.bits_to_float(s.shl(pair, 16)));
+                if k + 1 < to {
+                    s.store(out.add(LANES), s.bits_to_float(s.and(pair, high)));
+                }
+            }
+        }
+    }
+}
+
+impl Decode for F8E4M3 {
+    #[inline(always)]
+    unsafe fn decode<S: Simd>(s: S, panel: Panel, from: usize, to: usize, out: *mut f32) {
+        let mut k = from;
+        while k < to {
+            let tile = k / panel.tile_cols;
+            let tile_end = ((tile + 1) * panel.tile_cols).min(to);
+            // SAFETY: the panel has a vector of scales for each tile of columns.
+            let scale = unsafe { s.load(panel.scales.add(tile * LANES)) };
+            while k < tile_end {
+                // SAFETY: as above.
+                unsafe {
+                    let codes = s.load_u8(panel.bytes.add(k * LANES));
+                    let v = s.mul(e4m3_to_f32(s, codes), scale);
+                    s.store(out.add((k - from) * LANES), v);
+                }
+                k += 1;
+            }
+        }
+    }
+}
+
+/// E4M3 codes in i32 lanes to their values.
+///
+/// Shifted into place, sign, exponent and mantissa make an f32 whose exponent is 120 too small:
+/// a product with 2¹²⁰ puts that right, subnormals included.
+#[inline(always)]
+fn e4m3_to_f32<S: Simd>(s: S, codes: S::I) -> S::F {
+    let sign = s.shl(s.and(codes, s.splat_int(0x80)), 24);
+    let magnitude = s.and(codes, s.splat_int(0x7f));
+    let small = s.bits_to_float(s.shl(magnitude, 20));
+    let two_120 = s.splat(f32::from_bits((127 + 120) << 23));
+    let value = s.bits_to_int(s.mul(small, two_120));
+    // Magnitude 0x7f alone carries into bit 7 and becomes NaN.
+    let is_nan = s.shr(s.add_int(magnitude, s.splat_int(1)), 7);
+    let nan = s.sub_int(s.splat_int(0), is_nan);
+    let nan = s.and(nan, s.splat_int(0x7fc0_0000));
+    s.bits_to_float(s.or(s.or(value, sign), nan))
+}

@@ -1,0 +1,181 @@
+//! Activations on their way into a product: normed, then as f32, int8 blocks or BF16.
+
+use crate::kernels::{load_up_to, store_up_to};
+use crate::simd::{Kernel, LANES, Simd};
+
+/// 32 activations as int8, with what products need beside them.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct ActBlock {
+    /// Eight groups of four codes, each in ±127.
+    pub(crate) codes: [i32; 8],
+    /// Value of one step.
+    pub(crate) d: f32,
+    /// `-Σ codes`.
+    pub(crate) negated_sum: i32,
+    /// The same over each half.
+    pub(crate) negated_sums: [i32; 2],
+}
+
+/// Rows to convert.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows {
+    /// First row of values.
+    pub(crate) x: *const f32,
+    /// Values from a row to the next.
+    pub(crate) stride: usize,
+    /// Rows.
+    pub(crate) rows: usize,
+    /// Values in a row.
+    pub(crate) cols: usize,
+    /// RMS norm's factors; null for no norm.
+    pub(crate) norm: *const f32,
+    /// Added to the mean square.
+    pub(crate) eps: f32,
+    /// First converted row.
+    pub(crate) out: *mut u8,
+    /// Bytes from a converted row to the next.
+    pub(crate) out_stride: usize,
+}
+
+/// `1 / rms(x)` of one row.
+///
+/// # Safety
+/// `x` is readable for `n` values.
+#[inline(always)]
+pub(crate) unsafe fn inverse_rms<S: Simd>(s: S, x: *const f32, n: usize, eps: f32) -> f32 {
+    let mut sums = [s.splat(0.0); 2];
+    let mut i = 0;
+    while i < n {
+        // SAFETY: `i < n`.
+        let v = unsafe { load_up_to(s, x.add(i), n - i) };
+        let sum = &mut sums[i / LANES % 2];
+        *sum = s.fma(v, v, *sum);
+        i += LANES;
+    }
+    let sum = s.sum(s.add(sums[0], sums[1]));
+    1.0 / (sum / n as f32 + eps).sqrt()
+}
+
+/// Up to sixteen values of a row from `i` on, normed where a norm is given.
+///
+/// # Safety
+/// `i < rows.cols`; `x` is a row of `rows`.
+#[inline(always)]
+unsafe fn normed<S: Simd>(s: S, rows: &Rows, x: *const f32, inverse: f32, i: usize) -> S::F {
+    // SAFETY: by contract.
+    unsafe {
+        let v = load_up_to(s, x.add(i), rows.cols - i);
+        if rows.norm.is_null() {
+            return v;
+        }
+        let w = load_up_to(s, rows.norm.add(i), rows.cols - i);
+        s.mul(s.mul(v, s.splat(inverse)), w)
+    }
+}
+
+/// Calls `row(x, inverse rms, out)` for each row.
+macro_rules! each_row {
+    ($s:ident, $rows:ident, |$x:ident, $inverse:ident, $out:ident| $body:block) => {
+        for r in 0..$rows.rows {
+            let $x = $rows.x.add(r * $rows.stride);
+            let $out = $rows.out.add(r * $rows.out_stride);
+            let $inverse = if $rows.norm.is_null() {
+                1.0
+            } else {
+                inverse_rms($s, $x, $rows.cols, $rows.eps)
+            };
+            $body
+        }
+    };
+}
+
+/// Rows to normed f32 rows; may be done in place.
+pub(crate) struct ToFloat;
+
+impl Kernel for ToFloat {
+    type Args = Rows;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(s: S, rows: &Rows) {
+        // SAFETY: rows and their outputs are valid for `cols` values each.
+        unsafe {
+            each_row!(s, rows, |x, inverse, out| {
+                for i in (0..rows.cols).step_by(LANES) {
+                    let v = normed(s, rows, x, inverse, i);
+                    store_up_to(s, out.cast::<f32>().add(i), rows.cols - i, v);
+                }
+            });
+        }
+    }
+}
+
+/// Rows to [`ActBlock`]s; `cols` is a multiple of 32.
+pub(crate) struct ToInt8;
+
+impl Kernel for ToInt8 {
+    type Args = Rows;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(s: S, rows: &Rows) {
+        // SAFETY: rows are readable for `cols` values, outputs writable for a block per 32.
+        unsafe {
+            each_row!(s, rows, |x, inverse, out| {
+                for block in 0..rows.cols / 32 {
+                    let a = normed(s, rows, x, inverse, block * 32);
+                    let b = normed(s, rows, x, inverse, block * 32 + LANES);
+                    quantize(s, a, b, out.cast::<ActBlock>().add(block));
+                }
+            });
+        }
+    }
+}
+
+/// # Safety
+/// `out` is writable.
+#[inline(always)]
+unsafe fn quantize<S: Simd>(s: S, a: S::F, b: S::F, out: *mut ActBlock) {
+    let zero = s.splat(0.0);
+    let (low, high) = (s.min(a, b), s.max(a, b));
+    let amax = s.max_lane(s.max(high, s.sub(zero, low)));
+    let d = amax / 127.0;
+    // A step too small to divide by stands for a block of zeros.
+    let inverse = if d >= f32::MIN_POSITIVE { 1.0 / d } else { 0.0 };
+    let qa = s.to_int(s.mul(a, s.splat(inverse)));
+    let qb = s.to_int(s.mul(b, s.splat(inverse)));
+    // Sums of small integers are exact in f32.
+    let sums = [s.sum(s.to_float(qa)) as i32, s.sum(s.to_float(qb)) as i32];
+    // SAFETY: by contract; the codes are 32 bytes.
+    unsafe {
+        let codes = (&raw mut (*out).codes).cast::<i8>();
+        s.store_low_bytes(codes, qa);
+        s.store_low_bytes(codes.add(LANES), qb);
+        (*out).d = d;
+        (*out).negated_sum = -(sums[0] + sums[1]);
+        (*out).negated_sums = [-sums[0], -sums[1]];
+    }
+}
+
+/// Rows to BF16; an odd row is followed by a zero.
+pub(crate) struct ToBf16;
+
+impl Kernel for ToBf16 {
+    type Args = Rows;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(s: S, rows: &Rows) {
+        // SAFETY: rows are readable for `cols` values, outputs writable for `cols` and one.
+        unsafe {
+            each_row!(s, rows, |x, inverse, out| {
+                for i in (0..rows.cols).step_by(LANES) {
+                    let v = normed(s, rows, x, inverse, i);
+                    let out = out.cast::<u16>().add(i);
+                    let n = (rows.cols.next_multiple_of(2) - i).min(LANES);
+                    let mut halves = [0u16; LANES];
+                    s.store_bf16(halves.as_mut_ptr(), v);
+                    std::ptr::copy_nonoverlapping(halves.as_ptr(), out, n);
+                }
+            });
+        }
+    }
+}

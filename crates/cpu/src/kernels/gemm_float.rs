@@ -1,0 +1,148 @@
+//! Any format against f32 activations: a stretch of the panels is decoded once into the nearest
+//! cache, and all activation rows meet it there.
+//!
+//! ```text
+//! for tiles of 48 activation rows
+//!   for stretches of 256 columns
+//!     w[panel] = decode(stretch)                        [256][16] f32
+//!     sum[row][panel] += Σ_k w[k] · a[row][k]           in the order of k
+//! ```
+
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+
+use crate::formats::Decode;
+use crate::kernels::gemm::Gemm;
+use crate::simd::{Kernel, LANES, Simd};
+
+/// Columns decoded at a time.
+pub(crate) const STRETCH: usize = 256;
+/// Activation rows that share a decoded stretch.
+const TILE_ROWS: usize = 48;
+
+/// The product for one format.
+pub(crate) struct GemmFloat<D>(PhantomData<D>);
+
+/// Decoded columns of up to two panels: `[2][256][16]`.
+#[repr(align(64))]
+struct Decoded([MaybeUninit<f32>; 2 * STRETCH * LANES]);
+
+/// Running sums of a tile: `[48][2][16]`.
+#[repr(align(64))]
+struct Sums([f32; TILE_ROWS * 2 * LANES]);
+
+impl<D: Decode> Kernel for GemmFloat<D> {
+    type Args = Gemm;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(s: S, g: &Gemm) {
+        let panels = g.panels();
+        let mut decoded = Decoded([MaybeUninit::uninit(); 2 * STRETCH * LANES]);
+        let mut sums = Sums([0.0; TILE_ROWS * 2 * LANES]);
+        let mut p = panels.start;
+        while p < panels.end {
+            let count = (panels.end - p).min(if S::MANY_REGISTERS { 2 } else { 1 });
+            let mut row = 0;
+            while row < g.rows {
+                let rows = (g.rows - row).min(TILE_ROWS);
+                // SAFETY: these rows and panels are part of the product.
+                unsafe {
+                    tile::<S, D>(s, g, (p, count), (row, rows), &mut decoded, &mut sums);
+                }
+                row += rows;
+            }
+            p += count;
+        }
+    }
+}
+
+/// # Safety
+/// Panels `p .. p + count` and rows `row .. row + rows` are part of the product, `count <= 2`,
+/// `rows <= TILE_ROWS`.
+#[inline(always)]
+unsafe fn tile<S: Simd, D: Decode>(
+    s: S,
+    g: &Gemm,
+    (p, count): (usize, usize),
+    (row, rows): (usize, usize),
+    decoded: &mut Decoded,
+    sums: &mut Sums,
+) {
+    let cols = g.cols();
+    let weights: *mut f32 = decoded.0.as_mut_ptr().cast();
+    let sums = sums.0.as_mut_ptr();
+    // SAFETY: stretches lie within the columns, sums within the tile's 48 rows of two panels.
+    unsafe {
+        for i in 0..rows * count {
+            s.store(sums.add(i * LANES), s.splat(0.0));
+        }
+        let mut from = 0;
+        while from < cols {
+            let to = (from + STRETCH).min(cols);
+            for q in 0..count {
+                D::decode(s, g.weight.at(p + q), from, to, weights.add(q * STRETCH * LANES));
+            }
+            let mut r = 0;
+            while r < rows {
+                let a = (row + r, from, to - from);
+                let sums = sums.add(r * count * LANES);
+                r += match (count, rows - r) {
+                    (2, 6..) => step::<S, 6, 2>(s, g, a, weights, sums),
+                    (2, _) => step::<S, 1, 2>(s, g, a, weights, sums),
+                    (_, 4..) => step::<S, 4, 1>(s, g, a, weights, sums),
+                    _ => step::<S, 1, 1>(s, g, a, weights, sums),
+                };
+            }
+            from = to;
+        }
+        for r in 0..rows {
+            for q in 0..count {
+                let sum = s.load(sums.add((r * count + q) * LANES));
+                g.finish(s, p + q, row + r, sum);
+            }
+        }
+    }
+}
+
+/// Adds a stretch of `len` columns to the sums of `ROWS` rows; returns `ROWS`.
+///
+/// # Safety
+/// `weights` holds `PANELS` decoded stretches, `sums` `ROWS · PANELS` vectors.
+#[inline(always)]
+unsafe fn step<S: Simd, const ROWS: usize, const PANELS: usize>(
+    s: S,
+    g: &Gemm,
+    (row, from, len): (usize, usize, usize),
+    weights: *const f32,
+    sums: *mut f32,
+) -> usize {
+    let mut acts = [std::ptr::null::<f32>(); ROWS];
+    let mut acc = [[s.splat(0.0); PANELS]; ROWS];
+    // SAFETY: by contract, and rows of the product.
+    unsafe {
+        for r in 0..ROWS {
+            acts[r] = g.act(row + r).cast::<f32>().add(from);
+            for q in 0..PANELS {
+                acc[r][q] = s.load(sums.add((r * PANELS + q) * LANES));
+            }
+        }
+        for k in 0..len {
+            let mut w = [s.splat(0.0); PANELS];
+            for (q, w) in w.iter_mut().enumerate() {
+                *w = s.load(weights.add((q * STRETCH + k) * LANES));
+            }
+            for (acc, act) in acc.iter_mut().zip(&acts) {
+                let a = s.splat(*act.add(k));
+                for (acc, &w) in acc.iter_mut().zip(&w) {
+                    *acc = s.fma(w, a, *acc);
+                }
+            }
+        }
+        for (r, acc) in acc.iter().enumerate() {
+            for (q, &v) in acc.iter().enumerate() {
+                s.store(sums.add((r * PANELS + q) * LANES), v);
+            }
+        }
+    }
+    ROWS
+}
