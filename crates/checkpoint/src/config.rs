@@ -85,10 +85,11 @@ impl Checkpoint {
                 )],
             });
         }
-        if !factors.iter().all(|f| f.is_finite() && *f > 0.0) {
+        if !factors.iter().all(|f| (1e-3..=1e6).contains(f)) {
             return Err(CheckpointError::NotAModel {
                 path: FACTORS.into(),
-                why: "its values divide frequencies and have to be positive".to_owned(),
+                why: "its values divide frequencies and have to be from 0.001 to 1000000"
+                    .to_owned(),
             });
         }
         config.rope.scaling = RopeScaling::Factors { factors };

@@ -2,6 +2,8 @@
 //!
 //! JSON and GGUF both come through [`Fields`], so both get the same checks and the same messages.
 
+use std::ops::RangeInclusive;
+
 use serde_json::{Map, Value};
 
 use crate::{ConfigError, MetaArray, MetaValue, Metadata};
@@ -20,6 +22,10 @@ pub(crate) const MAX_EXPERTS: usize = 1 << 13;
 pub(crate) const MAX_VOCAB: usize = 1 << 24;
 /// Longest context.
 pub(crate) const MAX_CONTEXT: usize = 1 << 30;
+
+/// Factors of any use: of frequencies, contexts, scores. What is far outside only makes infinities.
+pub(crate) const RATIO: RangeInclusive<f64> = 1e-3..=1e6;
+const RATIO_ALLOWED: &str = "a number from 0.001 to 1000000";
 
 /// A set of keys to read a configuration from.
 #[derive(Clone, Copy)]
@@ -91,7 +97,8 @@ impl Fields<'_> {
         }
     }
 
-    fn error(&self, key: &str, allowed: impl Into<String>) -> ConfigError {
+    /// A value that is not what it has to be.
+    pub fn error(&self, key: &str, allowed: impl Into<String>) -> ConfigError {
         ConfigError::Value {
             key: self.full_key(key),
             value: self.shown(key),
@@ -170,15 +177,29 @@ impl Fields<'_> {
         }
     }
 
-    /// A number above zero; `None` when the key is absent or null.
-    pub fn positive(&self, key: &str) -> Result<Option<f64>, ConfigError> {
-        self.number(key, |v| v > 0.0 && v as f32 > 0.0, "a number above 0")
+    /// A factor within [`RATIO`]; `None` when the key is absent or null.
+    pub fn ratio(&self, key: &str) -> Result<Option<f64>, ConfigError> {
+        self.number(key, |v| RATIO.contains(&v), RATIO_ALLOWED)
     }
 
-    /// A number above zero that has to be there.
-    pub fn required_positive(&self, key: &str) -> Result<f64, ConfigError> {
-        self.positive(key)?
-            .ok_or_else(|| self.missing(key, "a number above 0"))
+    /// A factor within [`RATIO`] that has to be there.
+    pub fn required_ratio(&self, key: &str) -> Result<f64, ConfigError> {
+        self.ratio(key)?
+            .ok_or_else(|| self.missing(key, RATIO_ALLOWED))
+    }
+
+    /// A factor that may also be 0, which says the same as its absence.
+    pub fn optional_ratio(&self, key: &str) -> Result<Option<f64>, ConfigError> {
+        let fits = |v: f64| v == 0.0 || RATIO.contains(&v);
+        let found = self.number(key, fits, "0, or a number from 0.001 to 1000000")?;
+        Ok(found.filter(|&v| v != 0.0))
+    }
+
+    /// The epsilon of a norm: small, but not so small that f32 makes it zero.
+    pub fn epsilon(&self, key: &str) -> Result<f32, ConfigError> {
+        let fits = |v: f64| v as f32 > 0.0 && v < 1.0;
+        let epsilon = self.number(key, fits, "a number between 0 and 1")?;
+        Ok(epsilon.unwrap_or(1e-6) as f32)
     }
 
     /// A boolean; `default` when the key is absent or null.

@@ -64,13 +64,7 @@ impl ModelConfig {
             hidden_size: fields.required("embedding_length", MAX_WIDTH)?,
             num_layers,
             intermediate_size: intermediate_size(&fields, moe.as_ref())?,
-            rms_norm_eps: fields
-                .number(
-                    "attention.layer_norm_rms_epsilon",
-                    |v| v > 0.0 && v < 1.0,
-                    "a number between 0 and 1",
-                )?
-                .unwrap_or(1e-6) as f32,
+            rms_norm_eps: fields.epsilon("attention.layer_norm_rms_epsilon")?,
             tie_word_embeddings: false,
             max_position_embeddings: context,
             rope: rope(&fields, &attention, architecture, context)?,
@@ -249,11 +243,7 @@ fn moe(fields: &Fields, architecture: Architecture) -> Result<Option<MoeConfig>,
     } else {
         at_least_one("expert_group_used_count")?
     };
-    let scale = fields.number(
-        "expert_weights_scale",
-        |v| v >= 0.0,
-        "a number of at least 0",
-    )?;
+    let scale = fields.optional_ratio("expert_weights_scale")?;
     Ok(Some(MoeConfig {
         num_experts,
         moe_intermediate_size: fields.required("expert_feed_forward_length", MAX_WIDTH)?,
@@ -279,7 +269,7 @@ fn moe(fields: &Fields, architecture: Architecture) -> Result<Option<MoeConfig>,
             },
             // Qwen3-MoE has no such key: every release normalises.
             norm_topk_prob: fields.flag("expert_weights_norm", !deepseek)?,
-            routed_scaling_factor: scale.filter(|&v| v != 0.0).unwrap_or(1.0) as f32,
+            routed_scaling_factor: scale.unwrap_or(1.0) as f32,
             correction_bias: sigmoid,
         },
     }))
@@ -307,15 +297,14 @@ fn rope(
 
 fn scaling(fields: &Fields, context: usize, mla: bool) -> Result<RopeScaling, ConfigError> {
     // A factor of 0, or none, means no scaling, whatever the type says.
-    let non_negative = |key| fields.number(key, |v| v >= 0.0, "a number of at least 0");
-    let factor = match non_negative("rope.scaling.factor")? {
+    let factor = match fields.optional_ratio("rope.scaling.factor")? {
         Some(factor) => Some(factor),
-        None => non_negative("rope.scale_linear")?,
+        None => fields.optional_ratio("rope.scale_linear")?,
     };
     let kind = fields
         .text("rope.scaling.type")?
         .unwrap_or("linear".to_owned());
-    match (kind.as_str(), factor.filter(|&f| f != 0.0)) {
+    match (kind.as_str(), factor) {
         ("none", _) | ("linear" | "yarn", None) => Ok(RopeScaling::None),
         ("linear", Some(1.0)) => Ok(RopeScaling::None),
         ("linear", Some(factor)) => Ok(RopeScaling::Linear {
@@ -337,19 +326,13 @@ fn yarn(
     context: usize,
     mla: bool,
 ) -> Result<RopeScaling, ConfigError> {
-    let positive = |key| fields.positive(key);
     let multiplier = fields
-        .number(
-            "rope.scaling.yarn_log_multiplier",
-            |v| v >= 0.0,
-            "a number of at least 0",
-        )?
-        .filter(|&m| m != 0.0)
+        .optional_ratio("rope.scaling.yarn_log_multiplier")?
         // Stored in f32: undo the tenth there, so that 0.1 gives exactly 1.
         .map(|m| f64::from(m as f32 / 0.1f32));
-    let given = match positive("rope.scaling.yarn_attn_factor")? {
+    let given = match fields.ratio("rope.scaling.yarn_attn_factor")? {
         Some(given) => Some(given),
-        None => positive("rope.scaling.attn_factor")?,
+        None => fields.ratio("rope.scaling.attn_factor")?,
     };
     let attention_factor = given.unwrap_or(match multiplier {
         Some(_) if mla => 1.0,
@@ -362,8 +345,8 @@ fn yarn(
     let original = fields.count("rope.scaling.original_context_length", 1, MAX_CONTEXT)?;
     Ok(RopeScaling::Yarn {
         factor: factor as f32,
-        beta_fast: positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0) as f32,
-        beta_slow: positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0) as f32,
+        beta_fast: fields.ratio("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0) as f32,
+        beta_slow: fields.ratio("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0) as f32,
         original_max_position_embeddings: original.unwrap_or(context),
         attention_factor: attention_factor as f32,
         softmax_scale: softmax_scale as f32,

@@ -168,13 +168,7 @@ impl ModelConfig {
                 defaults.intermediate,
                 MAX_INTERMEDIATE,
             )?,
-            rms_norm_eps: fields
-                .number(
-                    "rms_norm_eps",
-                    |v| v > 0.0 && v < 1.0,
-                    "a number between 0 and 1",
-                )?
-                .unwrap_or(1e-6) as f32,
+            rms_norm_eps: fields.epsilon("rms_norm_eps")?,
             tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
             max_position_embeddings: context,
             rope: rope_hf::rope(&fields, config, &attention, context, interleaved)?,

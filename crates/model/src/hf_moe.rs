@@ -126,7 +126,7 @@ fn deepseek_moe(
                 GroupScore::Max
             },
             norm_topk_prob: fields.flag("norm_topk_prob", v3)?,
-            routed_scaling_factor: fields.positive("routed_scaling_factor")?.unwrap_or(if v3 {
+            routed_scaling_factor: fields.ratio("routed_scaling_factor")?.unwrap_or(if v3 {
                 2.5
             } else {
                 1.0

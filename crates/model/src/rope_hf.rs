@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::fields::{Fields, MAX_CONTEXT};
+use crate::fields::{Fields, MAX_CONTEXT, RATIO};
 use crate::rope::mscale;
 use crate::{AttentionConfig, ConfigError, RopeConfig, RopeScaling};
 
@@ -69,7 +69,7 @@ fn scaling_object<'a>(
 }
 
 fn refuse_partial(fields: &Fields) -> Result<(), ConfigError> {
-    match fields.positive("partial_rotary_factor")? {
+    match fields.ratio("partial_rotary_factor")? {
         Some(factor) if factor != 1.0 => Err(fields.unsupported(
             "partial_rotary_factor",
             "rotating only part of a head is not implemented for this family",
@@ -100,7 +100,7 @@ fn scaling(
     match fields.text(key)?.as_deref() {
         None | Some("default") => Ok(RopeScaling::None),
         Some("linear") => Ok(RopeScaling::Linear {
-            factor: fields.required_positive("factor")? as f32,
+            factor: fields.required_ratio("factor")? as f32,
         }),
         Some("llama3") => llama3(fields, original()?),
         Some("yarn") => yarn(fields, original()?, context, mla),
@@ -112,18 +112,13 @@ fn scaling(
 }
 
 fn llama3(fields: &Fields, original: usize) -> Result<RopeScaling, ConfigError> {
-    let low = fields.required_positive("low_freq_factor")?;
-    let high = fields.number(
-        "high_freq_factor",
-        |v| v > low,
-        "a number above low_freq_factor",
-    )?;
-    let high = match high {
-        Some(high) => high,
-        None => fields.required_positive("high_freq_factor")?,
-    };
+    let low = fields.required_ratio("low_freq_factor")?;
+    let high = fields.required_ratio("high_freq_factor")?;
+    if high as f32 <= low as f32 {
+        return Err(fields.error("high_freq_factor", "a number above low_freq_factor"));
+    }
     Ok(RopeScaling::Llama3 {
-        factor: fields.required_positive("factor")? as f32,
+        factor: fields.required_ratio("factor")? as f32,
         low_freq_factor: low as f32,
         high_freq_factor: high as f32,
         original_max_position_embeddings: original,
@@ -139,15 +134,16 @@ fn yarn(
     context: usize,
     mla: bool,
 ) -> Result<RopeScaling, ConfigError> {
-    let factor = match (fields.has("factor"), fields.positive("factor")?) {
+    let factor = match (fields.has("factor"), fields.ratio("factor")?) {
         (_, Some(factor)) => factor,
-        (true, None) => context as f64 / original as f64,
-        (false, None) => fields.required_positive("factor")?,
+        (true, None) => Some(context as f64 / original as f64)
+            .filter(|factor| RATIO.contains(factor))
+            .ok_or_else(|| fields.error("factor", "given, for the contexts' quotient is absurd"))?,
+        (false, None) => fields.required_ratio("factor")?,
     };
-    let non_negative = |key| fields.number(key, |v| v >= 0.0, "a number of at least 0");
-    let scale = non_negative("mscale")?.filter(|&v| v != 0.0);
-    let scale_all = non_negative("mscale_all_dim")?.filter(|&v| v != 0.0);
-    let attention_factor = match (fields.positive("attention_factor")?, scale, scale_all) {
+    let scale = fields.optional_ratio("mscale")?;
+    let scale_all = fields.optional_ratio("mscale_all_dim")?;
+    let attention_factor = match (fields.ratio("attention_factor")?, scale, scale_all) {
         (Some(given), _, _) => given,
         (None, Some(scale), Some(all)) => mscale(factor, scale) / mscale(factor, all),
         _ => mscale(factor, 1.0),
@@ -156,12 +152,8 @@ fn yarn(
         Some(all) if mla => mscale(factor, all).powi(2),
         _ => 1.0,
     };
-    let beta_slow = non_negative("beta_slow")?
-        .filter(|&v| v != 0.0)
-        .unwrap_or(1.0);
-    let beta_fast = non_negative("beta_fast")?
-        .filter(|&v| v != 0.0)
-        .unwrap_or(32.0);
+    let beta_slow = fields.optional_ratio("beta_slow")?.unwrap_or(1.0);
+    let beta_fast = fields.optional_ratio("beta_fast")?.unwrap_or(32.0);
     Ok(RopeScaling::Yarn {
         factor: factor as f32,
         beta_fast: beta_fast as f32,

@@ -88,6 +88,12 @@ fn extents_are_whole_positive_and_not_absurd() {
         json!({"qk_rope_head_dim": 1u64 << 50}),
         &["qk_rope_head_dim"],
     );
+    refused(LLAMA, json!({"rms_norm_eps": 1e-60}), &["rms_norm_eps"]);
+    for key in ["factor", "beta_fast", "attention_factor", "mscale"] {
+        let mut scaling = json!({"type": "yarn", "factor": 4});
+        scaling[key] = json!(1e30);
+        refused(LLAMA, json!({"rope_scaling": scaling}), &[key, "1000000"]);
+    }
     refused(
         LLAMA,
         json!({"rms_norm_eps": -1e-5}),
