@@ -1,0 +1,289 @@
+//! A layer's attention half: projections, rotation, cache, attention, output projection.
+
+use scrimp_backend::{Backend, HeadRows, Input, Norm, Projection, Segments};
+use scrimp_model::{AttentionConfig, GqaConfig, MlaConfig};
+
+use crate::decoder::Step;
+use crate::decoder::scratch::Scratch;
+use crate::weights::tree::{
+    AttentionWeights, GqaWeights, KvExpand, LayerWeights, Linear, MlaQuery, MlaWeights,
+};
+
+/// Epsilon of the norms inside latent attention: transformers keeps its norm's default there,
+/// whatever the config says for the others.
+const LATENT_NORM_EPS: f32 = 1e-6;
+
+/// Adds the layer's attention to the residual stream in `scratch.hidden`.
+pub(super) fn run<B: Backend>(
+    backend: &mut B,
+    step: &Step<'_>,
+    index: usize,
+    layer: &LayerWeights<B>,
+    scratch: &mut Scratch<B::Buffer>,
+    cache: &mut B::KvCache,
+) {
+    let norm = Norm {
+        weight: &layer.attention_norm,
+        dim: step.config.hidden_size,
+        eps: step.config.rms_norm_eps,
+    };
+    let part = Part { step, index, norm };
+    match (&layer.attention, &step.config.attention) {
+        (AttentionWeights::Gqa(weights), AttentionConfig::Gqa(gqa)) => {
+            part.gqa(backend, gqa, weights, scratch, cache);
+        }
+        (AttentionWeights::Mla(weights), AttentionConfig::Mla(mla)) => {
+            part.mla(backend, mla, weights, scratch, cache);
+        }
+        _ => unreachable!("weights are assembled by the same config"),
+    }
+}
+
+fn project<'a, B: Backend>(linear: &'a Linear<B>, out: &'a mut B::Buffer) -> Projection<'a, B> {
+    Projection {
+        weight: &linear.weight,
+        bias: linear.bias.as_ref(),
+        out,
+        accumulate: false,
+    }
+}
+
+/// One layer's attention in one step.
+struct Part<'a, B: Backend> {
+    step: &'a Step<'a>,
+    index: usize,
+    norm: Norm<'a, B>,
+}
+
+impl<B: Backend> Part<'_, B> {
+    fn gqa(
+        &self,
+        backend: &mut B,
+        gqa: &GqaConfig,
+        weights: &GqaWeights<B>,
+        scratch: &mut Scratch<B::Buffer>,
+        cache: &mut B::KvCache,
+    ) {
+        let rows = self.step.rows;
+        let input = Input {
+            x: &scratch.hidden,
+            rows,
+            norm: Some(self.norm),
+        };
+        let mut projections = [
+            project(&weights.q, &mut scratch.q),
+            project(&weights.k, &mut scratch.k),
+            project(&weights.v, &mut scratch.v),
+        ];
+        backend.linear(input, &mut projections);
+        let q_heads = Segments::dense(gqa.num_heads, gqa.head_dim);
+        let k_heads = Segments::dense(gqa.num_kv_heads, gqa.head_dim);
+        if let Some((q_norm, k_norm)) = &weights.qk_norm {
+            let norm = |weight| Norm {
+                weight,
+                dim: gqa.head_dim,
+                eps: self.step.config.rms_norm_eps,
+            };
+            backend.norm_segments(&mut scratch.q, rows, q_heads, norm(q_norm));
+            backend.norm_segments(&mut scratch.k, rows, k_heads, norm(k_norm));
+        }
+        let rotated = self.step.config.rope.dim;
+        self.rotate(backend, &mut scratch.q, q_heads.part(0, rotated));
+        self.rotate(backend, &mut scratch.k, k_heads.part(0, rotated));
+        let slots = &self.step.batch.slot_mapping;
+        let values = Some(&scratch.v);
+        backend.store_kv(cache, self.index, &scratch.k, values, slots);
+        let scale = (gqa.head_dim as f32).sqrt().recip();
+        backend.attention(
+            &scratch.q,
+            gqa.num_heads,
+            cache,
+            self.index,
+            &self.step.batch.attention(),
+            scale,
+            &mut scratch.attended,
+        );
+        self.output(backend, &weights.o, scratch);
+    }
+
+    /// Latent attention in absorbed form: queries are carried into the space of the latent, so
+    /// that the cache is read as it is, and what comes out is carried on to the values.
+    fn mla(
+        &self,
+        backend: &mut B,
+        mla: &MlaConfig,
+        weights: &MlaWeights<B>,
+        scratch: &mut Scratch<B::Buffer>,
+        cache: &mut B::KvCache,
+    ) {
+        let rows = self.step.rows;
+        let (latent, rope) = (mla.kv_lora_rank, mla.qk_rope_head_dim);
+        self.mla_projections(backend, weights, scratch);
+
+        let key = Segments::dense(1, latent + rope);
+        let norm = Norm {
+            weight: &weights.kv_a_norm,
+            dim: latent,
+            eps: LATENT_NORM_EPS,
+        };
+        backend.norm_segments(&mut scratch.k, rows, key.part(0, latent), norm);
+        self.rotate(backend, &mut scratch.k, key.part(latent, rope));
+        let slots = &self.step.batch.slot_mapping;
+        backend.store_kv(cache, self.index, &scratch.k, None, slots);
+
+        self.absorb(backend, mla, &weights.kv_b, scratch);
+        let width = mla.qk_nope_head_dim + rope;
+        let scale = (width as f32).sqrt().recip() * self.step.config.rope.softmax_scale();
+        backend.attention(
+            &scratch.q_latent,
+            mla.num_heads,
+            cache,
+            self.index,
+            &self.step.batch.attention(),
+            scale,
+            &mut scratch.latent,
+        );
+        self.expand(backend, mla, &weights.kv_b, scratch);
+        self.output(backend, &weights.o, scratch);
+    }
+
+    /// Queries to `q`, the latent with its rotary key to `k`.
+    fn mla_projections(
+        &self,
+        backend: &mut B,
+        weights: &MlaWeights<B>,
+        scratch: &mut Scratch<B::Buffer>,
+    ) {
+        let rows = self.step.rows;
+        let input = Input {
+            x: &scratch.hidden,
+            rows,
+            norm: Some(self.norm),
+        };
+        let kv_a = project(&weights.kv_a, &mut scratch.k);
+        match &weights.q {
+            MlaQuery::Direct(q) => {
+                backend.linear(input, &mut [project(q, &mut scratch.q), kv_a]);
+            }
+            MlaQuery::LowRank { a, norm, b } => {
+                backend.linear(input, &mut [project(a, &mut scratch.q_low), kv_a]);
+                let AttentionConfig::Mla(mla) = &self.step.config.attention else {
+                    return;
+                };
+                let input = Input {
+                    x: &scratch.q_low,
+                    rows,
+                    norm: Some(Norm {
+                        weight: norm,
+                        dim: mla.q_lora_rank.unwrap_or(0),
+                        eps: LATENT_NORM_EPS,
+                    }),
+                };
+                let b = Projection {
+                    weight: b,
+                    bias: None,
+                    out: &mut scratch.q,
+                    accumulate: false,
+                };
+                backend.linear(input, &mut [b]);
+            }
+        }
+    }
+
+    /// `q_latent[h] = (key matrix of h)ᵀ · q[h]`, with the rotated part behind it.
+    fn absorb(
+        &self,
+        backend: &mut B,
+        mla: &MlaConfig,
+        kv_b: &KvExpand<B>,
+        scratch: &mut Scratch<B::Buffer>,
+    ) {
+        let rows = self.step.rows;
+        let (latent, nope, rope) = (mla.kv_lora_rank, mla.qk_nope_head_dim, mla.qk_rope_head_dim);
+        let from = Segments::dense(mla.num_heads, nope + rope);
+        let to = Segments::dense(mla.num_heads, latent + rope);
+        let (weight, heads) = match kv_b {
+            KvExpand::Joint(kv_b) => (
+                kv_b,
+                HeadRows {
+                    offset: 0,
+                    stride: nope + mla.v_head_dim,
+                    count: nope,
+                    transposed: true,
+                },
+            ),
+            KvExpand::Split { key, .. } => (
+                key,
+                HeadRows {
+                    offset: 0,
+                    stride: latent,
+                    count: latent,
+                    transposed: false,
+                },
+            ),
+        };
+        let (nope_part, latent_part) = (from.part(0, nope), to.part(0, latent));
+        let q_latent = &mut scratch.q_latent;
+        backend.head_linear(
+            &scratch.q,
+            rows,
+            nope_part,
+            weight,
+            heads,
+            q_latent,
+            latent_part,
+        );
+        let rotary = to.part(latent, rope);
+        backend.copy_segments(&scratch.q, rows, from.part(nope, rope), q_latent, rotary);
+        self.rotate(backend, q_latent, rotary);
+    }
+
+    /// `attended[h] = (value matrix of h) · latent[h]`.
+    fn expand(
+        &self,
+        backend: &mut B,
+        mla: &MlaConfig,
+        kv_b: &KvExpand<B>,
+        scratch: &mut Scratch<B::Buffer>,
+    ) {
+        let value = mla.v_head_dim;
+        let (weight, offset, stride) = match kv_b {
+            KvExpand::Joint(kv_b) => (kv_b, mla.qk_nope_head_dim, mla.qk_nope_head_dim + value),
+            KvExpand::Split { value: v_b, .. } => (v_b, 0, value),
+        };
+        let heads = HeadRows {
+            offset,
+            stride,
+            count: value,
+            transposed: false,
+        };
+        backend.head_linear(
+            &scratch.latent,
+            self.step.rows,
+            Segments::dense(mla.num_heads, mla.kv_lora_rank),
+            weight,
+            heads,
+            &mut scratch.attended,
+            Segments::dense(mla.num_heads, value),
+        );
+    }
+
+    fn rotate(&self, backend: &mut B, x: &mut B::Buffer, segments: Segments) {
+        let interleaved = self.step.config.rope.interleaved;
+        backend.rope(x, self.step.rows, segments, self.step.cos_sin, interleaved);
+    }
+
+    /// Adds the projection of what was attended to to the residual stream.
+    fn output(&self, backend: &mut B, o: &Linear<B>, scratch: &mut Scratch<B::Buffer>) {
+        let input = Input {
+            x: &scratch.attended,
+            rows: self.step.rows,
+            norm: None,
+        };
+        let residual = Projection {
+            accumulate: true,
+            ..project(o, &mut scratch.hidden)
+        };
+        backend.linear(input, &mut [residual]);
+    }
+}
