@@ -268,3 +268,14 @@ fn kwargs_do_not_replace_the_conversation() {
         .unwrap();
     assert_eq!(text, "1Falsemine");
 }
+
+#[test]
+fn tool_arguments_take_the_form_that_the_template_wants() {
+    let goldens = goldens();
+    for (name, wants_objects) in [("llama-3.2", true), ("qwen3", true), ("deepseek-r1", false)] {
+        let mut messages = goldens.conversations["tool_said_something"].clone();
+        template(&goldens, &format!("{name}.jinja")).adapt_arguments(&mut messages);
+        let arguments = &messages[1]["tool_calls"][0]["function"]["arguments"];
+        assert_eq!(arguments.is_object(), wants_objects, "{name}");
+    }
+}

@@ -5,6 +5,7 @@
 //! steps, recursion and output are limited, nothing outside the conversation can be reached, and
 //! the clock is an argument.
 
+mod arguments;
 mod functions;
 mod python;
 
@@ -207,6 +208,15 @@ impl ChatTemplate {
     /// The template's text.
     pub fn source(&self) -> &str {
         &self.source
+    }
+
+    /// Puts the arguments of tool calls into the form that the template takes. OpenAI's API sends
+    /// JSON text; templates that apply `tojson` to it (Llama 3, Qwen) want the object, others
+    /// (DeepSeek) the text. For a server to call before [`Self::render`], which changes nothing.
+    pub fn adapt_arguments(&self, messages: &mut [serde_json::Value]) {
+        if arguments::are_objects(&self.source) {
+            arguments::parse(messages);
+        }
     }
 
     /// Renders a conversation.

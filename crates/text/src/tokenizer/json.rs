@@ -175,7 +175,9 @@ fn decoder(decoder: &Value) -> Option<(Spelling, bool)> {
     let kind = |part: &Value| part.get("type").and_then(Value::as_str).map(str::to_owned);
     match kind(decoder)?.as_str() {
         "ByteLevel" => Some((Spelling::ByteLevel, false)),
-        "Metaspace" => Some((Spelling::SentencePiece, scheme(decoder)? != Prepend::Never)),
+        "Metaspace" if is_space_mark(decoder) => {
+            Some((Spelling::SentencePiece, scheme(decoder)? != Prepend::Never))
+        }
         "Sequence" => {
             let parts = decoder.get("decoders")?.as_array()?;
             if let [only] = parts.as_slice() {
@@ -231,8 +233,8 @@ fn steps(pre_tokenizer: &Value, spelling: Spelling) -> Option<Vec<Step>> {
                 }
                 spells_bytes = true;
             }
-            "Metaspace" => steps.push(Step::Metaspace {
-                mark: part.get("replacement")?.as_str()?.chars().next()?,
+            "Metaspace" if is_space_mark(part) => steps.push(Step::Metaspace {
+                mark: SPACE_MARK,
                 prepend: scheme(part)?,
                 split: flag("split").unwrap_or(true),
             }),
@@ -259,6 +261,12 @@ fn splitter(split: &Value) -> Option<Splitter> {
         (_, Some(text)) => Splitter::literal(text.as_str().filter(|t| !t.is_empty())?, keep).ok(),
         _ => None,
     }
+}
+
+/// Whether a Metaspace marks spaces as SentencePiece does.
+fn is_space_mark(metaspace: &Value) -> bool {
+    let mark = metaspace.get("replacement").and_then(Value::as_str);
+    mark.is_some_and(|mark| mark.chars().eq([SPACE_MARK]))
 }
 
 /// Metaspace's `prepend_scheme`, or the older `add_prefix_space`.
