@@ -95,14 +95,14 @@ fn open_folder(folder: &Path) -> Result<Checkpoint, CheckpointError> {
             .collect()
     };
     let (safetensors_files, ggufs) = (ending("safetensors"), ending("gguf"));
-    let single = safetensors_files.iter().find(|n| **n == SINGLE);
-    let single = single.or(safetensors_files
-        .first()
-        .filter(|_| safetensors_files.len() == 1));
+    // A file of another name may be anything; it is the model if there is no other candidate.
+    let lone = safetensors_files.first();
+    let lone = lone.filter(|_| safetensors_files.len() == 1 && ggufs.is_empty());
+    let single = safetensors_files.iter().find(|n| **n == SINGLE).or(lone);
     if let Some(name) = single {
         return Checkpoint::open(&folder.join(name));
     }
-    if safetensors_files.len() > 1 {
+    if safetensors_files.len() > 1 && ggufs.is_empty() {
         let why = format!(
             "it has {} .safetensors files and no {INDEX} that says how they belong together",
             safetensors_files.len()

@@ -116,6 +116,14 @@ fn the_one_file_of_a_folder_is_found() {
         "{}"
     );
     assert!(checkpoint.files().read("tokenizer.json").unwrap().is_none());
+    let gguf = Gguf::new().build();
+    let dir = folder(&[("logits.safetensors", &other), ("model.gguf", &gguf)]);
+    let format = Checkpoint::open(dir.path()).unwrap().format();
+    assert_eq!(
+        format,
+        Format::Gguf,
+        "a safetensors file of another name is not the model"
+    );
     let dir = folder(&[("a.safetensors", &model), ("b.safetensors", &other)]);
     refused(dir.path(), &["2 .safetensors", INDEX]);
 }

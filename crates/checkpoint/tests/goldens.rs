@@ -123,6 +123,21 @@ fn a_gguf_holds_the_same_values_as_its_folder() {
 }
 
 #[test]
+fn every_block_format_is_read_from_one_gguf() {
+    let checkpoint = Checkpoint::open(&goldens().join("llama_packed")).unwrap();
+    assert_eq!(checkpoint.format(), Format::Gguf);
+    let mut seen: Vec<DType> = Vec::new();
+    for (name, tensor) in checkpoint.tensors() {
+        let values = tensor.to_f32().unwrap();
+        assert!(values.iter().all(|v| v.is_finite()), "{name}");
+        seen.push(tensor.dtype);
+    }
+    for dtype in DType::all().filter(|d| d.is_block()) {
+        assert!(seen.contains(&dtype), "{dtype}");
+    }
+}
+
+#[test]
 fn a_built_in_model_is_the_same_as_a_folder() {
     let folder = goldens().join("llama");
     let read = |name: &'static str| -> (&'static str, &'static [u8]) {

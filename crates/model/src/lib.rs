@@ -10,6 +10,7 @@ mod error;
 mod fields;
 mod gguf;
 mod hf;
+mod hf_attention;
 mod hf_moe;
 mod kv;
 mod metadata;
