@@ -181,9 +181,9 @@ fn metadata(cursor: &mut Cursor, count: usize) -> Result<Metadata, GgufError> {
 
 fn alignment(metadata: &Metadata) -> Result<u64, GgufError> {
     const KEY: &str = "general.alignment";
-    let Some(value) = metadata.get(KEY) else {
+    if metadata.get(KEY).is_none() {
         return Ok(DEFAULT_ALIGNMENT);
-    };
+    }
     match metadata.unsigned(KEY) {
         Some(alignment) if alignment.is_power_of_two() && alignment <= MAX_ALIGNMENT => {
             Ok(alignment)
@@ -192,7 +192,7 @@ fn alignment(metadata: &Metadata) -> Result<u64, GgufError> {
             value: alignment.to_string(),
         }),
         None => Err(GgufError::Alignment {
-            value: format!("{value:?}"),
+            value: "no whole number".to_owned(),
         }),
     }
 }
