@@ -17,7 +17,9 @@ use crate::memory::{Aligned, Shared};
 use crate::ops;
 use crate::ops::attention::AttentionOp;
 use crate::ops::heads::HeadLinear;
-use crate::ops::linear::{GateUp, PRODUCTS, Product, Source, convert, form_of, gated_chunk, prepare, products};
+use crate::ops::linear::{
+    GateUp, PRODUCTS, Product, Source, convert, form_of, gated_chunk, prepare, products,
+};
 use crate::ops::moe::Moe;
 use crate::pool::Pool;
 use crate::workspace::{Forms, Lengths, Workspace, at_least};
@@ -72,9 +74,9 @@ impl CpuBackend {
         self.precision
     }
 
-    /// The team, for measurements that must use the same threads.
-    pub(crate) fn pool(&mut self) -> &mut Pool {
-        &mut self.pool
+    /// The team and the kernels, for measurements that must use the same.
+    pub(crate) fn team(&mut self) -> (&mut Pool, &KernelTable) {
+        (&mut self.pool, &self.table)
     }
 
     fn lengths(&self, shape: &WorkspaceShape) -> Lengths {
@@ -176,7 +178,13 @@ impl Backend for CpuBackend {
     }
 
     fn embed(&mut self, table: &CpuMatrix, ids: &[u32], out: &mut CpuBuffer) {
-        ops::rows::embed(&mut self.pool, &self.table, table, ids, out.0.as_mut_slice());
+        ops::rows::embed(
+            &mut self.pool,
+            &self.table,
+            table,
+            ids,
+            out.0.as_mut_slice(),
+        );
     }
 
     fn rms_norm(&mut self, x: &CpuBuffer, rows: usize, norm: Norm<'_, Self>, out: &mut CpuBuffer) {
@@ -187,7 +195,13 @@ impl Backend for CpuBackend {
             norm: Some(norm_of(&norm, norm.dim)),
         };
         let out = bytemuck::cast_slice_mut(out.0.as_mut_slice());
-        convert(&mut self.pool, self.table.to_float, source, out, norm.dim * 4);
+        convert(
+            &mut self.pool,
+            self.table.to_float,
+            source,
+            out,
+            norm.dim * 4,
+        );
     }
 
     fn linear(&mut self, input: Input<'_, Self>, projections: &mut [Projection<'_, Self>]) {
@@ -201,7 +215,9 @@ impl Backend for CpuBackend {
             assert!(have >= need, "{need} outputs in {have}");
         }
         let (table, precision) = (&self.table, self.precision);
-        let wanted = projections.iter().map(|p| form_of(table, precision, p.weight.format));
+        let wanted = projections
+            .iter()
+            .map(|p| form_of(table, precision, p.weight.format));
         let source = source_of(&input, cols);
         let mut forms = self.workspace.forms();
         let acts = prepare(&mut self.pool, table, &mut forms, source, wanted);
@@ -229,7 +245,11 @@ impl Backend for CpuBackend {
         assert_eq!((gate.rows, gate.cols), (up.rows, up.cols), "gate and up");
         let (rows, width) = (input.rows, gate.rows);
         let out = out.0.as_mut_slice();
-        assert!(out.len() >= rows * width, "{rows} rows of {width} in {}", out.len());
+        assert!(
+            out.len() >= rows * width,
+            "{rows} rows of {width} in {}",
+            out.len()
+        );
         if rows == 0 {
             return;
         }
@@ -237,7 +257,13 @@ impl Backend for CpuBackend {
         let wanted = [gate, up].map(|m| form_of(table, precision, m.format));
         let source = source_of(&input, gate.cols);
         let mut forms = self.workspace.forms();
-        let acts = prepare(&mut self.pool, table, &mut forms, source, wanted.into_iter());
+        let acts = prepare(
+            &mut self.pool,
+            table,
+            &mut forms,
+            source,
+            wanted.into_iter(),
+        );
         let op = GateUp {
             gate,
             up,
@@ -246,7 +272,7 @@ impl Backend for CpuBackend {
             index: None,
             rows,
         };
-        let step = gated_chunk(width, rows, self.pool.threads());
+        let step = gated_chunk(width, self.pool.threads());
         let out = Shared::new(out);
         self.pool.run(width.div_ceil(step), &|chunk, _| {
             let (from, to) = (chunk * step, ((chunk + 1) * step).min(width));
@@ -276,7 +302,15 @@ impl Backend for CpuBackend {
         interleaved: bool,
     ) {
         let x = x.0.as_mut_slice();
-        ops::rows::rope(&mut self.pool, &self.table, x, rows, segments, cos_sin, interleaved);
+        ops::rows::rope(
+            &mut self.pool,
+            &self.table,
+            x,
+            rows,
+            segments,
+            cos_sin,
+            interleaved,
+        );
     }
 
     fn copy_segments(

@@ -7,6 +7,7 @@
 //! formats    resident weights: panels of sixteen rows
 //! simd       vectors of sixteen lanes, one implementation per instruction set
 //! pool       the threads
+//! bandwidth  how fast they can read memory
 //! ```
 //!
 //! Unsafe code of the computing side lives here and nowhere else. Every result depends on its own
@@ -15,6 +16,7 @@
 #![allow(unsafe_code)]
 
 mod backend;
+pub mod bandwidth;
 mod cache;
 mod formats;
 mod kernels;

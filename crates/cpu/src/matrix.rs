@@ -137,7 +137,8 @@ pub(crate) fn matrix_bytes(rows: usize, cols: usize, storage: MatrixStorage) -> 
     let Some((format, tile_cols)) = resident(storage, cols) else {
         return 0;
     };
-    rows.div_ceil(LANES) * (format.panel_bytes(cols) + 4 * scales_per_panel(format, cols, tile_cols))
+    rows.div_ceil(LANES)
+        * (format.panel_bytes(cols) + 4 * scales_per_panel(format, cols, tile_cols))
 }
 
 /// A weight matrix in panels of sixteen rows.
@@ -183,6 +184,7 @@ impl CpuMatrix {
             scales: Aligned::zeroed(panels * per_panel, "weight scales")?,
             tile_cols,
         };
+        matrix.panels.advise_huge();
         fill_scales(view, tile_cols, per_panel, matrix.scales.as_mut_slice());
         let bytes = match &view.encoding {
             Encoding::Blocks { bytes, .. } => *bytes,

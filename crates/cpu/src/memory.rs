@@ -4,10 +4,17 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use scrimp_backend::BackendError;
 
 /// A cache line, and the width of the widest vector.
 const ALIGN: usize = 64;
+/// Bytes from which memory is mapped from the system: in zero pages that take no room until they
+/// are written, where an aligned zeroed heap allocation writes them all.
+const MAPPED: usize = 1 << 20;
+/// Bytes from which weights ask for huge pages.
+#[cfg(target_os = "linux")]
+const HUGE: usize = 4 << 20;
 
 /// Values that are valid as all-zero bytes and own nothing.
 pub(crate) trait Plain: Copy + Send + Sync + 'static {}
@@ -42,8 +49,23 @@ impl<T: Plain> Aligned<T> {
             let start = NonNull::dangling();
             return Ok(Aligned { start, len: 0 });
         }
-        // SAFETY: the layout's size is not zero.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(refused)?;
+        let start = if layout.size() >= MAPPED {
+            let access = ProtFlags::READ | ProtFlags::WRITE;
+            // SAFETY: a new private mapping, wherever the system puts it.
+            let map = unsafe {
+                mmap_anonymous(
+                    std::ptr::null_mut(),
+                    layout.size(),
+                    access,
+                    MapFlags::PRIVATE,
+                )
+            };
+            map.map_err(|_| refused())?.cast()
+        } else {
+            // SAFETY: the layout's size is not zero.
+            unsafe { alloc_zeroed(layout) }
+        };
+        let start = NonNull::new(start).ok_or_else(refused)?;
         Ok(Aligned {
             start: start.cast(),
             len,
@@ -52,6 +74,19 @@ impl<T: Plain> Aligned<T> {
 
     fn layout(len: usize) -> Option<Layout> {
         Layout::array::<T>(len).ok()?.align_to(ALIGN).ok()
+    }
+
+    /// Asks for huge pages, for memory that is about to be written as a whole.
+    pub(crate) fn advise_huge(&mut self) {
+        #[cfg(target_os = "linux")]
+        if self.len * size_of::<T>() >= HUGE {
+            let advice = rustix::mm::Advice::LinuxHugepage;
+            let bytes = self.len * size_of::<T>();
+            // SAFETY: the advice changes no contents; the range is this allocation's own mapping.
+            let advised = unsafe { rustix::mm::madvise(self.start.as_ptr().cast(), bytes, advice) };
+            // Without huge pages it is as correct, and a little slower.
+            let _ = advised;
+        }
     }
 
     pub(crate) fn as_slice(&self) -> &[T] {
@@ -70,7 +105,14 @@ impl<T: Plain> Drop for Aligned<T> {
         if self.len == 0 {
             return;
         }
-        if let Some(layout) = Self::layout(self.len) {
+        let Some(layout) = Self::layout(self.len) else {
+            return;
+        };
+        if layout.size() >= MAPPED {
+            // SAFETY: mapped in `zeroed` with this very size, and no longer in use.
+            let unmapped = unsafe { munmap(self.start.as_ptr().cast(), layout.size()) };
+            debug_assert!(unmapped.is_ok(), "unmapping its own mapping");
+        } else {
             // SAFETY: allocated in `zeroed` with this very layout.
             unsafe { dealloc(self.start.as_ptr().cast(), layout) }
         }

@@ -66,9 +66,7 @@ impl Pool {
             panicked: AtomicBool::new(false),
             chunks: AtomicUsize::new(0),
             task: UnsafeCell::new(None),
-            parked: (0..workers)
-                .map(|_| Line(AtomicBool::new(false)))
-                .collect(),
+            parked: (0..workers).map(|_| Line(AtomicBool::new(false))).collect(),
             shutdown: AtomicBool::new(false),
         });
         let workers = (0..workers)

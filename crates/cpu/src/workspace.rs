@@ -59,7 +59,11 @@ impl Lengths {
             (shape.max_rows * per_row(shape.max_cols.max(shape.hidden_size)))
                 .max(slots * per_row(shape.expert_width))
         };
-        let attention = if shape.num_heads == 0 { 0 } else { forms.threads };
+        let attention = if shape.num_heads == 0 {
+            0
+        } else {
+            forms.threads
+        };
         Lengths {
             normed: shape.max_rows * shape.max_cols.max(shape.hidden_size),
             int8: if fast { rows_of(&act_row_bytes) } else { 0 },

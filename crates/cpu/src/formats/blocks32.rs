@@ -175,9 +175,7 @@ block_format! {
 }
 
 /// Twice the sixteen E2M1 values, counted from -16.
-const E2M1_DOUBLES: [u8; 16] = [
-    16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4,
-];
+const E2M1_DOUBLES: [u8; 16] = [16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4];
 
 block_format! {
     /// `2^(e - 127) · e2m1[q]`, as halves times doubles.

@@ -13,6 +13,8 @@ pub(crate) enum Bf16 {}
 pub(crate) enum F8E4M3 {}
 
 impl Decode for F32 {
+    const IS_F32: bool = true;
+
     #[inline(always)]
     unsafe fn decode<S: Simd>(s: S, panel: Panel, from: usize, to: usize, out: *mut f32) {
         for k in from..to {

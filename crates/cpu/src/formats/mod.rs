@@ -68,6 +68,9 @@ pub(crate) trait QuantFormat: 'static {
 
 /// How a panel's values become f32: what exact tiles, embeddings and transposed products read.
 pub(crate) trait Decode: 'static {
+    /// Whether panels are `[cols][16]` f32 already, to be read where they are.
+    const IS_F32: bool = false;
+
     /// Writes columns `from .. to` of a panel as `[to - from][16]` f32.
     ///
     /// `from` is a multiple of 256, `to` another one or `cols`.

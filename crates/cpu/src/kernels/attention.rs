@@ -19,8 +19,7 @@
 
 use std::marker::PhantomData;
 
-use half::{bf16, f16};
-
+use crate::kernels::element::Element;
 use crate::kernels::{load_up_to, store_up_to};
 use crate::simd::math::exp;
 use crate::simd::{Kernel, LANES, Simd};
@@ -31,60 +30,6 @@ pub(crate) const SEGMENT: usize = 512;
 pub(crate) const CHUNK: usize = 32;
 /// Query vectors that a call may have.
 pub(crate) const MAX_QUERIES: usize = 32;
-
-/// A type that the cache keeps.
-pub(crate) trait Element: Copy + 'static {
-    /// Whether loading converts nothing.
-    const IS_F32: bool;
-    /// # Safety
-    /// `p` is readable for 16 values.
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::F;
-    /// # Safety
-    /// `p` is writable for 16 values.
-    unsafe fn store<S: Simd>(s: S, p: *mut Self, v: S::F);
-}
-
-impl Element for f32 {
-    const IS_F32: bool = true;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const f32) -> S::F {
-        // SAFETY: by contract.
-        unsafe { s.load(p) }
-    }
-    #[inline(always)]
-    unsafe fn store<S: Simd>(s: S, p: *mut f32, v: S::F) {
-        // SAFETY: by contract.
-        unsafe { s.store(p, v) }
-    }
-}
-
-impl Element for f16 {
-    const IS_F32: bool = false;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const f16) -> S::F {
-        // SAFETY: by contract.
-        unsafe { s.load_f16(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn store<S: Simd>(s: S, p: *mut f16, v: S::F) {
-        // SAFETY: by contract.
-        unsafe { s.store_f16(p.cast(), v) }
-    }
-}
-
-impl Element for bf16 {
-    const IS_F32: bool = false;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const bf16) -> S::F {
-        // SAFETY: by contract.
-        unsafe { s.load_bf16(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn store<S: Simd>(s: S, p: *mut bf16, v: S::F) {
-        // SAFETY: by contract.
-        unsafe { s.store_bf16(p.cast(), v) }
-    }
-}
 
 /// Where the keys and values of one layer and KV head lie, in elements.
 #[derive(Clone, Copy)]
@@ -189,7 +134,9 @@ impl<E: Element> Kernel for Attend<E> {
                     let out = a.out.add(i * a.out_stride);
                     std::ptr::copy_nonoverlapping(part.add(i * state), out, state);
                 } else {
-                    let out = a.out.add(i / a.heads * a.out_stride + i % a.heads * a.value_dim);
+                    let out = a
+                        .out
+                        .add(i / a.heads * a.out_stride + i % a.heads * a.value_dim);
                     write(s, state_of, out, a.value_dim);
                 }
             }
@@ -529,12 +476,7 @@ unsafe fn scores<S: Simd, E: Element, const Q: usize, const T: usize>(
 /// # Safety
 /// `state` has `m` and `l`.
 #[inline(always)]
-unsafe fn soften<S: Simd>(
-    s: S,
-    scores: &mut [f32; CHUNK],
-    visible: usize,
-    state: *mut f32,
-) -> f32 {
+unsafe fn soften<S: Simd>(s: S, scores: &mut [f32; CHUNK], visible: usize, state: *mut f32) -> f32 {
     if visible == 0 {
         scores.fill(0.0);
         return 1.0;
@@ -548,7 +490,10 @@ unsafe fn soften<S: Simd>(
         let top = s.max_lane(s.max(a, b));
         let new = if top > m { top } else { m };
         let keep = exp_one(s, m - new);
-        let (a, b) = (exp(s, s.sub(a, s.splat(new))), exp(s, s.sub(b, s.splat(new))));
+        let (a, b) = (
+            exp(s, s.sub(a, s.splat(new))),
+            exp(s, s.sub(b, s.splat(new))),
+        );
         s.store(at, a);
         s.store(at.add(LANES), b);
         *state = new;

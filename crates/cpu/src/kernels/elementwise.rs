@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use scrimp_backend::Segments;
 
 use crate::kernels::activations::inverse_rms;
-use crate::kernels::attention::Element;
+use crate::kernels::element::Element;
 use crate::kernels::{load_up_to, store_up_to};
 use crate::simd::math::silu;
 use crate::simd::{Kernel, LANES, Simd};

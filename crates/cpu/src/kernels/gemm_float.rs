@@ -69,7 +69,8 @@ unsafe fn tile<S: Simd, D: Decode>(
     sums: &mut Sums,
 ) {
     let cols = g.cols();
-    let weights: *mut f32 = decoded.0.as_mut_ptr().cast();
+    let stretch: *mut f32 = decoded.0.as_mut_ptr().cast();
+    let mut weights = [stretch.cast_const(); 2];
     let sums = sums.0.as_mut_ptr();
     // SAFETY: stretches lie within the columns, sums within the tile's 48 rows of two panels.
     unsafe {
@@ -79,18 +80,25 @@ unsafe fn tile<S: Simd, D: Decode>(
         let mut from = 0;
         while from < cols {
             let to = (from + STRETCH).min(cols);
-            for q in 0..count {
-                D::decode(s, g.weight.at(p + q), from, to, weights.add(q * STRETCH * LANES));
+            for (q, weights) in weights.iter_mut().enumerate().take(count) {
+                let panel = g.weight.at(p + q);
+                if D::IS_F32 {
+                    *weights = panel.bytes.cast::<f32>().add(from * LANES);
+                } else {
+                    let stretch = stretch.add(q * STRETCH * LANES);
+                    D::decode(s, panel, from, to, stretch);
+                    *weights = stretch;
+                }
             }
             let mut r = 0;
             while r < rows {
                 let a = (row + r, from, to - from);
                 let sums = sums.add(r * count * LANES);
                 r += match (count, rows - r) {
-                    (2, 6..) => step::<S, 6, 2>(s, g, a, weights, sums),
-                    (2, _) => step::<S, 1, 2>(s, g, a, weights, sums),
-                    (_, 4..) => step::<S, 4, 1>(s, g, a, weights, sums),
-                    _ => step::<S, 1, 1>(s, g, a, weights, sums),
+                    (2, 6..) => step::<S, 6, 2>(s, g, a, &weights, sums),
+                    (2, _) => step::<S, 1, 2>(s, g, a, &weights, sums),
+                    (_, 4..) => step::<S, 4, 1>(s, g, a, &weights, sums),
+                    _ => step::<S, 1, 1>(s, g, a, &weights, sums),
                 };
             }
             from = to;
@@ -107,13 +115,13 @@ unsafe fn tile<S: Simd, D: Decode>(
 /// Adds a stretch of `len` columns to the sums of `ROWS` rows; returns `ROWS`.
 ///
 /// # Safety
-/// `weights` holds `PANELS` decoded stretches, `sums` `ROWS · PANELS` vectors.
+/// `weights` begins with `PANELS` decoded stretches, `sums` `ROWS · PANELS` vectors.
 #[inline(always)]
 unsafe fn step<S: Simd, const ROWS: usize, const PANELS: usize>(
     s: S,
     g: &Gemm,
     (row, from, len): (usize, usize, usize),
-    weights: *const f32,
+    weights: &[*const f32; 2],
     sums: *mut f32,
 ) -> usize {
     let mut acts = [std::ptr::null::<f32>(); ROWS];
@@ -129,7 +137,7 @@ unsafe fn step<S: Simd, const ROWS: usize, const PANELS: usize>(
         for k in 0..len {
             let mut w = [s.splat(0.0); PANELS];
             for (q, w) in w.iter_mut().enumerate() {
-                *w = s.load(weights.add((q * STRETCH + k) * LANES));
+                *w = s.load(weights[q].add(k * LANES));
             }
             for (acc, act) in acc.iter_mut().zip(&acts) {
                 let a = s.splat(*act.add(k));

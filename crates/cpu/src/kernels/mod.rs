@@ -5,6 +5,7 @@
 
 pub(crate) mod activations;
 pub(crate) mod attention;
+pub(crate) mod element;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod gemm_bf16;

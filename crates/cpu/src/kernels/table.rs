@@ -3,12 +3,14 @@
 use half::{bf16, f16};
 use scrimp_tensor::DType;
 
+use crate::bandwidth::{Touch, TouchArgs};
 use crate::formats::Decode;
 use crate::formats::blocks32::{Iq4Nl, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use crate::formats::float::{Bf16, F8E4M3, F16, F32};
 use crate::formats::k_quants::{Q2K, Q3K, Q4K, Q5K, Q6K};
 use crate::kernels::activations::{Rows, ToBf16, ToFloat, ToInt8};
-use crate::kernels::attention::{Attend, Attention, Element, Merge, MergeArgs};
+use crate::kernels::attention::{Attend, Attention, Merge, MergeArgs};
+use crate::kernels::element::Element;
 use crate::kernels::elementwise::{
     NormSegments, NormSegmentsArgs, Rope, RopeArgs, SiluMul, SiluMulArgs, Store, StoreArgs,
     WeightedSum, WeightedSumArgs,
@@ -26,8 +28,6 @@ use crate::matrix::{FORMATS, Format};
 use crate::simd::avx2::Avx2Level;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::avx512::{Avx512Bf16Level, Avx512Level};
-#[cfg(target_arch = "aarch64")]
-use crate::simd::neon::NeonLevel;
 use crate::simd::portable::PortableLevel;
 use crate::simd::{KernelFn, Level};
 
@@ -66,6 +66,7 @@ pub(crate) struct KernelTable {
     pub(crate) rope: KernelFn<RopeArgs>,
     pub(crate) silu_mul: KernelFn<SiluMulArgs>,
     pub(crate) weighted_sum: KernelFn<WeightedSumArgs>,
+    pub(crate) touch: KernelFn<TouchArgs>,
 }
 
 fn float_format<L: Level, D: Decode>() -> FormatKernels {
@@ -92,7 +93,7 @@ fn kv<L: Level, E: Element>() -> KvKernels {
 }
 
 impl KernelTable {
-    fn of<L: Level>(bf16_dot: bool) -> KernelTable {
+    fn of<L: Level>() -> KernelTable {
         KernelTable {
             formats: [
                 float_format::<L, F32>(),
@@ -112,7 +113,7 @@ impl KernelTable {
                 block_format::<L, Q5K>(),
                 block_format::<L, Q6K>(),
             ],
-            gemm_bf16: bf16_dot.then(L::shell::<GemmBf16>),
+            gemm_bf16: None,
             kv_f32: kv::<L, f32>(),
             kv_f16: kv::<L, f16>(),
             kv_bf16: kv::<L, bf16>(),
@@ -124,6 +125,7 @@ impl KernelTable {
             rope: L::shell::<Rope>(),
             silu_mul: L::shell::<SiluMul>(),
             weighted_sum: L::shell::<WeightedSum>(),
+            touch: L::shell::<Touch>(),
         }
     }
 
@@ -133,17 +135,16 @@ impl KernelTable {
             return None;
         }
         match level {
-            CpuLevel::Portable => Some(KernelTable::of::<PortableLevel>(false)),
+            CpuLevel::Portable => Some(KernelTable::of::<PortableLevel<false>>()),
             #[cfg(target_arch = "x86_64")]
-            CpuLevel::Avx2 => Some(KernelTable::of::<Avx2Level>(false)),
+            CpuLevel::Avx2 => Some(KernelTable::of::<Avx2Level>()),
             #[cfg(target_arch = "x86_64")]
-            CpuLevel::Avx512 if has_avx512_bf16() => {
-                Some(KernelTable::of::<Avx512Bf16Level>(true))
-            }
-            #[cfg(target_arch = "x86_64")]
-            CpuLevel::Avx512 => Some(KernelTable::of::<Avx512Level>(false)),
+            CpuLevel::Avx512 => Some(KernelTable {
+                gemm_bf16: has_avx512_bf16().then(Avx512Bf16Level::shell::<GemmBf16>),
+                ..KernelTable::of::<Avx512Level>()
+            }),
             #[cfg(target_arch = "aarch64")]
-            CpuLevel::Neon => Some(KernelTable::of::<NeonLevel>(false)),
+            CpuLevel::Neon => Some(KernelTable::of::<PortableLevel<true>>()),
             _ => None,
         }
     }

@@ -57,9 +57,18 @@ impl Grouping {
 fn check_batch(op: &AttentionOp<'_>) {
     let layout = &op.cache.layout;
     let rows = op.batch.num_rows();
-    assert!(op.num_heads.is_multiple_of(layout.num_kv_heads), "heads per KV head");
-    assert!(op.q.len() >= rows * op.num_heads * layout.key_dim, "queries");
-    assert!(op.out.len() >= rows * op.num_heads * layout.value_dim, "outputs");
+    assert!(
+        op.num_heads.is_multiple_of(layout.num_kv_heads),
+        "heads per KV head"
+    );
+    assert!(
+        op.q.len() >= rows * op.num_heads * layout.key_dim,
+        "queries"
+    );
+    assert!(
+        op.out.len() >= rows * op.num_heads * layout.value_dim,
+        "outputs"
+    );
     for s in 0..op.batch.num_seqs() {
         let sequence = op.batch.sequence(s);
         let context = sequence.first_position + sequence.num_rows;
@@ -69,7 +78,10 @@ fn check_batch(op: &AttentionOp<'_>) {
             sequence.blocks.len()
         );
         assert!(
-            sequence.blocks.iter().all(|&b| (b as usize) < op.cache.num_blocks),
+            sequence
+                .blocks
+                .iter()
+                .all(|&b| (b as usize) < op.cache.num_blocks),
             "sequence {s} names blocks past {}",
             op.cache.num_blocks
         );
@@ -90,7 +102,12 @@ pub(crate) fn attention(
     let calls_of = |s: &SequenceRows<'_>| s.num_rows.div_ceil(grouping.rows) * per_step;
     let sequences = || (0..op.batch.num_seqs()).map(|s| op.batch.sequence(s));
     let calls: usize = sequences().map(|s| calls_of(&s)).sum();
-    let longest = op.batch.context_lens.iter().max().map_or(0, |&n| n as usize);
+    let longest = op
+        .batch
+        .context_lens
+        .iter()
+        .max()
+        .map_or(0, |&n| n as usize);
     let threads = pool.threads();
     if threads > 1 && calls < 4 * threads && longest > SEGMENT {
         return by_segments(pool, table, workspace, &mut op, grouping);
@@ -103,7 +120,10 @@ pub(crate) fn attention(
     let scratch = Shared::new(scratch);
     let out = Shared::new(op.out);
     let (cache, batch) = (op.cache, op.batch);
-    let attend = table.kv(layout.dtype).expect("checked when the cache was made").attend;
+    let attend = table
+        .kv(layout.dtype)
+        .expect("checked when the cache was made")
+        .attend;
     pool.run(calls, &|mut call, thread| {
         for s in 0..batch.num_seqs() {
             let sequence = batch.sequence(s);
@@ -160,7 +180,9 @@ fn by_segments(
     let each = scratch_len(layout.key_dim, layout.value_dim);
     let scratch = at_least(&mut workspace.attention, threads * each);
     let scratch = Shared::new(scratch);
-    let kernels = table.kv(layout.dtype).expect("checked when the cache was made");
+    let kernels = table
+        .kv(layout.dtype)
+        .expect("checked when the cache was made");
     let state = STATE + padded(layout.value_dim);
     let calls = layout.num_kv_heads * grouping.head_calls();
     let out = Shared::new(op.out);
@@ -235,9 +257,19 @@ pub(crate) fn store_kv(
     let rows = slots.len();
     let (heads, key_dim, value_dim) = (layout.num_kv_heads, layout.key_dim, layout.value_dim);
     assert!(keys.len() >= rows * heads * key_dim, "keys");
-    assert_eq!(values.is_none(), layout.value_in_key, "values where they are kept");
-    assert!(values.is_none_or(|values| values.len() >= rows * heads * value_dim), "values");
-    let store = table.kv(layout.dtype).expect("checked when the cache was made").store;
+    assert_eq!(
+        values.is_none(),
+        layout.value_in_key,
+        "values where they are kept"
+    );
+    assert!(
+        values.is_none_or(|values| values.len() >= rows * heads * value_dim),
+        "values"
+    );
+    let store = table
+        .kv(layout.dtype)
+        .expect("checked when the cache was made")
+        .store;
     let parts = parts(rows, heads * (key_dim + value_dim), pool.threads());
     let finder = cache.slots();
     let bytes = Shared::new(cache.bytes.as_mut_slice());
@@ -245,7 +277,10 @@ pub(crate) fn store_kv(
         for row in crate::ops::share(rows, part, parts) {
             for head in 0..heads {
                 let (key, value) = finder.find(layer, head, slots[row] as usize);
-                let (k, v) = ((row * heads + head) * key_dim, (row * heads + head) * value_dim);
+                let (k, v) = (
+                    (row * heads + head) * key_dim,
+                    (row * heads + head) * value_dim,
+                );
                 // SAFETY: `find` checks its bounds; slots are distinct, so rows write apart.
                 unsafe {
                     store(&StoreArgs {

@@ -2,10 +2,10 @@
 
 use scrimp_backend::{HeadRows, Segments};
 
+use crate::kernels::gemm::Gemm;
 use crate::kernels::gemm_float::STRETCH;
 use crate::kernels::heads::TransposedArgs;
 use crate::kernels::table::KernelTable;
-use crate::kernels::gemm::Gemm;
 use crate::matrix::CpuMatrix;
 use crate::memory::Shared;
 use crate::ops::check_segments;
@@ -40,7 +40,11 @@ pub(crate) fn head_linear(pool: &mut Pool, table: &KernelTable, op: HeadLinear<'
         return;
     }
     let last = heads.offset + (from.count - 1) * heads.stride + heads.count;
-    assert!(last <= weight.rows, "head rows end at {last} of {}", weight.rows);
+    assert!(
+        last <= weight.rows,
+        "head rows end at {last} of {}",
+        weight.rows
+    );
     assert_eq!(from.count, to.count, "as many vectors out as in");
     let (inputs, outputs) = if heads.transposed {
         (heads.count, weight.cols)

@@ -98,7 +98,11 @@ pub(crate) fn prepare<'a>(
     wanted: impl Iterator<Item = Form>,
 ) -> Prepared<'a> {
     let Source { x, rows, cols, .. } = source;
-    assert!(x.len() >= rows * cols, "{rows} rows of {cols} in {}", x.len());
+    assert!(
+        x.len() >= rows * cols,
+        "{rows} rows of {cols} in {}",
+        x.len()
+    );
     let mut needed = [false; 3];
     wanted.for_each(|form| needed[form as usize] = true);
     let mut forms = [None; 3];
@@ -107,7 +111,13 @@ pub(crate) fn prepare<'a>(
             Acts::float(x, cols)
         } else {
             let out = at_least(workspace.normed, rows * cols);
-            convert(pool, table.to_float, source, bytemuck::cast_slice_mut(out), cols * 4);
+            convert(
+                pool,
+                table.to_float,
+                source,
+                bytemuck::cast_slice_mut(out),
+                cols * 4,
+            );
             Acts::float(out, cols)
         });
     }
@@ -183,7 +193,9 @@ pub(crate) fn convert(
                 cols,
                 norm: norm.map_or(std::ptr::null(), |(weight, _)| weight.as_ptr()),
                 eps: norm.map_or(0.0, |(_, eps)| eps),
-                out: out.slice(share.start * out_stride, share.len() * out_stride).as_mut_ptr(),
+                out: out
+                    .slice(share.start * out_stride, share.len() * out_stride)
+                    .as_mut_ptr(),
                 out_stride,
             });
         }
@@ -337,10 +349,7 @@ pub(crate) struct GateUp<'a> {
 }
 
 /// Weight rows of a gated chunk: at most [`GATED`], whole pairs of panels.
-pub(crate) fn gated_chunk(width: usize, rows: usize, threads: usize) -> usize {
-    if rows * width <= 64 && threads > 1 {
-        return 2 * LANES;
-    }
+pub(crate) fn gated_chunk(width: usize, threads: usize) -> usize {
     let pairs = width.div_ceil(2 * LANES);
     (pairs.div_ceil(8 * threads).max(1) * 2 * LANES).min(GATED)
 }

@@ -38,14 +38,16 @@ pub(crate) fn check_segments(
         return;
     }
     let end = segments.start(rows - 1, segments.count - 1) + segments.dim;
-    assert!(end <= len, "{what}: {rows} rows of {segments:?} end at {end} of {len} values");
+    assert!(
+        end <= len,
+        "{what}: {rows} rows of {segments:?} end at {end} of {len} values"
+    );
     assert!(
         segments.count == 1 || segments.stride >= segments.dim,
         "{what}: {segments:?} overlap"
     );
     assert!(
-        rows == 1
-            || segments.row_stride >= (segments.count - 1) * segments.stride + segments.dim,
+        rows == 1 || segments.row_stride >= (segments.count - 1) * segments.stride + segments.dim,
         "{what}: rows of {segments:?} overlap"
     );
 }

@@ -123,15 +123,26 @@ pub(crate) fn moe(
     };
     let (width, hidden) = (first.gate.rows, first.gate.cols);
     let (top_k, slots) = (routing.top_k, routing.experts.len());
-    assert_eq!((slots, routing.weights.len()), (rows * top_k, rows * top_k), "routing");
+    assert_eq!(
+        (slots, routing.weights.len()),
+        (rows * top_k, rows * top_k),
+        "routing"
+    );
     if slots == 0 {
         return;
     }
     for e in experts {
         let shapes = [&e.gate, &e.up, &e.down].map(|m| (m.rows, m.cols));
-        assert_eq!(shapes, [(width, hidden), (width, hidden), (hidden, width)], "an expert");
+        assert_eq!(
+            shapes,
+            [(width, hidden), (width, hidden), (hidden, width)],
+            "an expert"
+        );
     }
-    assert!(x.len() >= rows * hidden && out.len() >= rows * hidden, "moe's rows");
+    assert!(
+        x.len() >= rows * hidden && out.len() >= rows * hidden,
+        "moe's rows"
+    );
     let threads = pool.threads();
     let memory = at_least(&mut workspace.slots, slots_len(slots, experts.len()));
     let groups = Groups::new(memory, routing, experts.len());
@@ -152,7 +163,7 @@ pub(crate) fn moe(
     let form = |m: &CpuMatrix| form_of(table, precision, m.format);
     let wanted = experts.iter().flat_map(|e| [form(&e.gate), form(&e.up)]);
     let prepared = prepare(pool, table, &mut forms, source, wanted);
-    let step = gated_chunk(width, slots, threads);
+    let step = gated_chunk(width, threads);
     let chunks = count_chunks(groups.starts, groups.gated_chunks, |_| width.div_ceil(step));
     let shared = Shared::new(&mut *acts);
     let grouped = &groups;

@@ -14,7 +14,11 @@ pub(crate) fn route(
     routing: &mut Routing,
 ) {
     assert!(logits.len() >= rows * num_experts, "router logits");
-    assert!(router.top_k <= num_experts, "{} of {num_experts} experts", router.top_k);
+    assert!(
+        router.top_k <= num_experts,
+        "{} of {num_experts} experts",
+        router.top_k
+    );
     let bias = correction_bias.map(|bias| &bias[..num_experts]);
     routing.top_k = router.top_k;
     routing.experts.clear();
@@ -147,7 +151,15 @@ mod tests {
     fn run(logits: &[f32], router: &RouterConfig, bias: Option<&[f32]>) -> Routing {
         let mut routing = Routing::default();
         let mut scratch = vec![0.0; 2 * logits.len()];
-        route(logits, 1, logits.len(), router, bias, &mut scratch, &mut routing);
+        route(
+            logits,
+            1,
+            logits.len(),
+            router,
+            bias,
+            &mut scratch,
+            &mut routing,
+        );
         routing
     }
 

@@ -20,7 +20,11 @@ pub(crate) fn embed(
     out: &mut [f32],
 ) {
     let (rows, cols) = (ids.len(), table.cols);
-    assert!(out.len() >= rows * cols, "{rows} embeddings of {cols} in {}", out.len());
+    assert!(
+        out.len() >= rows * cols,
+        "{rows} embeddings of {cols} in {}",
+        out.len()
+    );
     let row = kernels.format(table.format).row;
     let out = Shared::new(out);
     let parts = parts(rows, cols * LANES, pool.threads());
@@ -81,7 +85,10 @@ pub(crate) fn rope(
     check_segments("rope", x.len(), rows, &segments);
     let dim = segments.dim;
     assert!(dim.is_multiple_of(2), "a rotation of {dim} values");
-    assert!(cos_sin.len() >= rows * dim, "{rows} rows of {dim} cosines and sines");
+    assert!(
+        cos_sin.len() >= rows * dim,
+        "{rows} rows of {dim} cosines and sines"
+    );
     let x = Shared::new(x);
     let parts = parts(rows, segments.count * dim, pool.threads());
     pool.run(parts, &|part, _| {
@@ -101,7 +108,11 @@ pub(crate) fn rope(
 
 /// Copies segments.
 pub(crate) fn copy_segments(x: &[f32], rows: usize, from: Segments, out: &mut [f32], to: Segments) {
-    assert_eq!((from.count, from.dim), (to.count, to.dim), "as much out as in");
+    assert_eq!(
+        (from.count, from.dim),
+        (to.count, to.dim),
+        "as much out as in"
+    );
     check_segments("copy_segments' input", x.len(), rows, &from);
     check_segments("copy_segments' output", out.len(), rows, &to);
     for r in 0..rows {

@@ -193,14 +193,14 @@ impl Simd for Avx2 {
         // SAFETY: sixteen lanes; `p` is writable for 16 values by contract.
         unsafe {
             self.store(lanes.as_mut_ptr(), v);
-            Portable.store_bf16(p, lanes);
+            Portable::<false>.store_bf16(p, lanes);
         }
     }
 
     #[inline(always)]
     unsafe fn store_low_bytes(self, p: *mut i8, v: I) {
         // SAFETY: both are 64 plain bytes; `p` is writable for 16 by contract.
-        unsafe { Portable.store_low_bytes(p, std::mem::transmute::<I, [i32; LANES]>(v)) }
+        unsafe { Portable::<false>.store_low_bytes(p, std::mem::transmute::<I, [i32; LANES]>(v)) }
     }
 
     #[inline(always)]
@@ -211,7 +211,7 @@ impl Simd for Avx2 {
             for (row, v) in rows.iter_mut().zip(v) {
                 self.store(row.as_mut_ptr(), v);
             }
-            Portable
+            Portable::<false>
                 .transpose(rows)
                 .map(|row| self.load(row.as_ptr()))
         }
@@ -220,7 +220,12 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn dot_bf16(self, acc: F, w: I, a: I) -> F {
         let high = self.splat_int(!0xffff);
-        let part = |v: I| (self.bits_to_float(self.shl(v, 16)), self.bits_to_float(self.and(v, high)));
+        let part = |v: I| {
+            (
+                self.bits_to_float(self.shl(v, 16)),
+                self.bits_to_float(self.and(v, high)),
+            )
+        };
         let ((w0, w1), (a0, a1)) = (part(w), part(a));
         self.fma(w0, a0, self.fma(w1, a1, acc))
     }

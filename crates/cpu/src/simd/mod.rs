@@ -27,8 +27,6 @@ pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
 pub(crate) mod math;
-#[cfg(target_arch = "aarch64")]
-pub(crate) mod neon;
 pub(crate) mod portable;
 
 /// Lanes of a vector, and rows of a weight panel.

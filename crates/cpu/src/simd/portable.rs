@@ -1,4 +1,7 @@
 //! Sixteen lanes as plain arrays: what the compiler's baseline makes of them.
+//!
+//! On aarch64 that baseline has NEON and fused multiply-add, and the arrays become vectors of
+//! both: the `neon` level is these arrays with products fused.
 
 #![allow(clippy::needless_range_loop)] // lane by lane is the point
 
@@ -6,20 +9,20 @@ use half::{bf16, f16};
 
 use super::{Kernel, KernelFn, LANES, Level, Simd};
 
-/// The level without any instruction of its own.
+/// Arrays, with multiply-add rounded once when `FUSED`.
 #[derive(Clone, Copy)]
-pub(crate) struct Portable;
+pub(crate) struct Portable<const FUSED: bool>;
 
 /// Compiles kernels for [`Portable`].
-pub(crate) enum PortableLevel {}
+pub(crate) enum PortableLevel<const FUSED: bool> {}
 
-impl Level for PortableLevel {
+impl<const FUSED: bool> Level for PortableLevel<FUSED> {
     fn shell<K: Kernel>() -> KernelFn<K::Args> {
-        unsafe fn shell<K: Kernel>(args: &K::Args) {
+        unsafe fn shell<K: Kernel, const FUSED: bool>(args: &K::Args) {
             // SAFETY: the caller vouches for the operands; no instruction beyond the baseline.
-            unsafe { K::run(Portable, args) }
+            unsafe { K::run(Portable::<FUSED>, args) }
         }
-        shell::<K>
+        shell::<K, FUSED>
     }
 }
 
@@ -77,7 +80,7 @@ fn dot_bytes(acc: I, w: I, a: I, w_bias: i32) -> I {
     out
 }
 
-impl Simd for Portable {
+impl<const FUSED: bool> Simd for Portable<FUSED> {
     type F = F;
     type I = I;
     const WIDE_BIAS_LOG2: Option<u32> = None;
@@ -115,8 +118,16 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn fma(self, a: F, b: F, c: F) -> F {
-        // Two roundings: a fused one would be a library call at the baseline.
-        zip(zip(a, b, |a, b| a * b), c, |ab, c| ab + c)
+        let mut out = c;
+        for i in 0..LANES {
+            out[i] = if FUSED {
+                a[i].mul_add(b[i], c[i])
+            } else {
+                // A fused one would be a library call at x86's baseline.
+                a[i] * b[i] + c[i]
+            };
+        }
+        out
     }
     #[inline(always)]
     fn max(self, a: F, b: F) -> F {

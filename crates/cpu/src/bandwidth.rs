@@ -1,0 +1,98 @@
+//! How fast this machine reads memory, with the very threads that compute.
+//!
+//! Decoding a token reads every weight once, so this is what decoding is held against.
+
+use std::time::{Duration, Instant};
+
+use scrimp_backend::BackendError;
+
+use crate::CpuBackend;
+use crate::memory::Aligned;
+use crate::simd::{Kernel, Simd};
+
+/// Bytes that a pass reads: more than the caches of common machines keep.
+const BYTES: usize = 128 << 20;
+/// Bytes that a thread takes at a time.
+const CHUNK: usize = 1 << 20;
+/// How long passes are repeated.
+const TIME: Duration = Duration::from_millis(200);
+
+/// Reads bytes and does next to nothing with them.
+pub(crate) struct Touch;
+
+/// Operands of [`Touch`]: `len` bytes, a multiple of 256.
+pub(crate) struct TouchArgs {
+    pub(crate) bytes: *const u8,
+    pub(crate) len: usize,
+    /// Where something that depends on all of them goes.
+    pub(crate) out: *mut i8,
+}
+
+impl Kernel for Touch {
+    type Args = TouchArgs;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(s: S, a: &TouchArgs) {
+        let mut sums = [s.splat_int(0); 4];
+        for at in (0..a.len).step_by(256) {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: `len` is a multiple of 256.
+                *sum = s.add_int(*sum, unsafe { s.load_bytes(a.bytes.add(at + 64 * i)) });
+            }
+        }
+        let sum = s.add_int(s.add_int(sums[0], sums[1]), s.add_int(sums[2], sums[3]));
+        // SAFETY: `out` has room for sixteen.
+        unsafe { s.store_low_bytes(a.out, sum) }
+    }
+}
+
+/// Bytes per second of the fastest pass within a fifth of a second.
+///
+/// # Errors
+/// When there is no memory to read: it takes 128 MiB while it measures.
+pub fn read_bandwidth(backend: &mut CpuBackend) -> Result<f64, BackendError> {
+    let mut memory = Aligned::<u8>::zeroed(BYTES, "measuring bandwidth")?;
+    // Pages that were never written all lie in one page of zeros.
+    memory.as_mut_slice().fill(1);
+    let memory = &memory;
+    let (pool, table) = backend.team();
+    let started = Instant::now();
+    let mut best = 0.0f64;
+    while best == 0.0 || started.elapsed() < TIME {
+        let pass = Instant::now();
+        pool.run(BYTES / CHUNK, &|chunk, _| {
+            let mut out = [0i8; 16];
+            let bytes = memory.as_slice()[chunk * CHUNK..][..CHUNK].as_ptr();
+            // SAFETY: a chunk of memory, a multiple of 256, and room for sixteen bytes; a kernel
+            // of the table runs on this machine.
+            unsafe {
+                (table.touch)(&TouchArgs {
+                    bytes,
+                    len: CHUNK,
+                    out: out.as_mut_ptr(),
+                });
+            }
+            std::hint::black_box(out);
+        });
+        best = best.max(BYTES as f64 / pass.elapsed().as_secs_f64());
+    }
+    Ok(best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CpuLevel, CpuOptions};
+
+    #[test]
+    fn every_level_reads_something() {
+        for level in CpuLevel::ALL.into_iter().filter(|l| l.is_available()) {
+            let mut backend = CpuBackend::new(CpuOptions {
+                level: Some(level),
+                ..CpuOptions::default()
+            })
+            .unwrap();
+            assert!(read_bandwidth(&mut backend).unwrap() > 1e6, "{level}");
+        }
+    }
+}
