@@ -311,10 +311,10 @@ mod tests {
             prop_assert_eq!(wide(&batch.slot_mapping), output.slot_mapping().collect::<Vec<_>>());
             prop_assert_eq!(wide(&batch.cu_seqlens_q), output.cu_seqlens_q().collect::<Vec<_>>());
             prop_assert_eq!(wide(&batch.context_lens), output.context_lens().collect::<Vec<_>>());
-            for s in 0..lengths.len() {
+            for (s, &(computed, new, _)) in lengths.iter().enumerate() {
                 let part = batch.attention().sequence(s);
-                prop_assert_eq!(part.first_position, lengths[s].0);
-                prop_assert_eq!(part.num_rows, lengths[s].1);
+                prop_assert_eq!(part.first_position, computed);
+                prop_assert_eq!(part.num_rows, new);
             }
         }
     }

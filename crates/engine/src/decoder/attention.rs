@@ -118,7 +118,7 @@ impl<B: Backend> Part<'_, B> {
     ) {
         let rows = self.step.rows;
         let (latent, rope) = (mla.kv_lora_rank, mla.qk_rope_head_dim);
-        self.mla_projections(backend, weights, scratch);
+        self.mla_projections(backend, mla, weights, scratch);
 
         let key = Segments::dense(1, latent + rope);
         let norm = Norm {
@@ -151,6 +151,7 @@ impl<B: Backend> Part<'_, B> {
     fn mla_projections(
         &self,
         backend: &mut B,
+        mla: &MlaConfig,
         weights: &MlaWeights<B>,
         scratch: &mut Scratch<B::Buffer>,
     ) {
@@ -167,9 +168,6 @@ impl<B: Backend> Part<'_, B> {
             }
             MlaQuery::LowRank { a, norm, b } => {
                 backend.linear(input, &mut [project(a, &mut scratch.q_low), kv_a]);
-                let AttentionConfig::Mla(mla) = &self.step.config.attention else {
-                    return;
-                };
                 let input = Input {
                     x: &scratch.q_low,
                     rows,

@@ -190,7 +190,11 @@ impl Inventory {
 
     /// Stored bytes of the largest weight: what loading holds besides the resident ones.
     pub fn largest_stored_bytes(&self) -> usize {
-        self.entries.iter().map(|entry| entry.stored_bytes).max().unwrap_or(0)
+        self.entries
+            .iter()
+            .map(|entry| entry.stored_bytes)
+            .max()
+            .unwrap_or(0)
     }
 
     /// Bytes that will be read.
