@@ -36,20 +36,23 @@ fn on_cpu() -> Option<f64> {
     text.split(' ').next()?.parse().ok()
 }
 
-/// Seconds of the fastest of several runs; of this thread's own time when it computes alone, so
-/// that a busy machine's other work counts less.
-fn fastest(runs: usize, alone: bool, mut run: impl FnMut()) -> f64 {
-    let time = |run: &mut dyn FnMut()| {
+/// Seconds of a run: the fastest of some batches long enough for the clock; of this thread's own
+/// time when it computes alone, so that a busy machine's other work counts less.
+fn fastest(batches: usize, alone: bool, mut run: impl FnMut()) -> f64 {
+    let started = Instant::now();
+    run();
+    let runs = (0.04 / started.elapsed().as_secs_f64())
+        .ceil()
+        .clamp(1.0, 1e4) as usize;
+    let mut batch = || {
         let (started, cpu) = (Instant::now(), on_cpu());
-        run();
+        (0..runs).for_each(|_| run());
         match (cpu, on_cpu()) {
-            (Some(from), Some(to)) if alone => (to - from) / 1e9,
-            _ => started.elapsed().as_secs_f64(),
+            (Some(from), Some(to)) if alone => (to - from) / 1e9 / runs as f64,
+            _ => started.elapsed().as_secs_f64() / runs as f64,
         }
     };
-    (0..runs)
-        .map(|_| time(&mut run))
-        .fold(f64::INFINITY, f64::min)
+    (0..batches).map(|_| batch()).fold(f64::INFINITY, f64::min)
 }
 
 /// Time of a product of `rows` rows with every matrix in turn.
@@ -61,7 +64,7 @@ fn linear(b: &mut CpuBackend, weights: &[CpuMatrix], rows: usize) -> Result<f64,
         .collect();
     b.write(&mut x, &values);
     let mut out = b.alloc(rows * n)?;
-    Ok(fastest(5, b.threads() == 1, || {
+    Ok(fastest(4, b.threads() == 1, || {
         for weight in weights {
             let projection = Projection {
                 weight,
@@ -103,8 +106,8 @@ fn attention(b: &mut CpuBackend, rows: usize, context: usize) -> Result<f64, Bac
         block_tables: &blocks,
         table_starts: &[0, blocks.len() as u32],
     };
-    Ok(fastest(20, b.threads() == 1, || {
-        b.attention(&q, 9, &cache, 0, &batch, 0.125, &mut out)
+    Ok(fastest(4, b.threads() == 1, || {
+        b.attention(&q, 9, &cache, 0, &batch, 0.125, &mut out);
     }))
 }
 

@@ -173,6 +173,15 @@ impl CpuMatrix {
                 what: format!("{dtype} rows of {cols} values").into(),
             });
         }
+        let bytes = match &view.encoding {
+            Encoding::Blocks { bytes, .. } => *bytes,
+            Encoding::Fp8Tiles { codes, .. } => *codes,
+        };
+        if format == Format::F8E4M3 && bytes.iter().any(|&code| code & 0x7f == 0x7f) {
+            return Err(BackendError::Unsupported {
+                what: "FP8 weights that are not numbers (NaN)".into(),
+            });
+        }
         let (panels, panel_bytes) = (rows.div_ceil(LANES), format.panel_bytes(cols));
         let per_panel = scales_per_panel(format, cols, tile_cols);
         let mut matrix = CpuMatrix {
@@ -186,10 +195,6 @@ impl CpuMatrix {
         };
         matrix.panels.advise_huge();
         fill_scales(view, tile_cols, per_panel, matrix.scales.as_mut_slice());
-        let bytes = match &view.encoding {
-            Encoding::Blocks { bytes, .. } => *bytes,
-            Encoding::Fp8Tiles { codes, .. } => *codes,
-        };
         let row_bytes = bytes.len() / rows.max(1);
         let out = Shared::new(matrix.panels.as_mut_slice());
         pool.run(panels, &|p, _| {

@@ -1,5 +1,7 @@
 //! Attention over every cache type against its definition, and against itself however it is cut.
 
+#![allow(clippy::unwrap_used)] // helpers outside of test functions
+
 mod common;
 
 use common::{Random, assert_bits, backend, buffer, levels, values};

@@ -1,5 +1,7 @@
 //! Experts, per-head products, rotations and copies, against their definitions.
 
+#![allow(clippy::unwrap_used)] // helpers outside of test functions
+
 mod common;
 
 use common::{

@@ -1,5 +1,7 @@
 //! Projections of every format at every level, against decoded weights and against themselves.
 
+#![allow(clippy::unwrap_used)] // helpers outside of test functions
+
 mod common;
 
 use common::{

@@ -14,6 +14,13 @@ pub(crate) enum F8E4M3 {}
 
 impl Decode for F32 {
     const IS_F32: bool = true;
+    const COLUMNS: bool = true;
+
+    #[inline(always)]
+    unsafe fn column<S: Simd>(s: S, panel: Panel, k: usize) -> S::F {
+        // SAFETY: a column below `cols` lies within the panel.
+        unsafe { s.load(panel.bytes.cast::<f32>().add(k * LANES)) }
+    }
 
     #[inline(always)]
     unsafe fn decode<S: Simd>(s: S, panel: Panel, from: usize, to: usize, out: *mut f32) {
@@ -28,6 +35,14 @@ impl Decode for F32 {
 }
 
 impl Decode for F16 {
+    const COLUMNS: bool = true;
+
+    #[inline(always)]
+    unsafe fn column<S: Simd>(s: S, panel: Panel, k: usize) -> S::F {
+        // SAFETY: a column below `cols` lies within the panel.
+        unsafe { s.load_f16(panel.bytes.cast::<u16>().add(k * LANES)) }
+    }
+
     #[inline(always)]
     unsafe fn decode<S: Simd>(s: S, panel: Panel, from: usize, to: usize, out: *mut f32) {
         for k in from..to {
@@ -41,6 +56,19 @@ impl Decode for F16 {
 }
 
 impl Decode for Bf16 {
+    const COLUMNS: bool = true;
+
+    #[inline(always)]
+    unsafe fn column<S: Simd>(s: S, panel: Panel, k: usize) -> S::F {
+        // SAFETY: a column below `cols` lies within the panel, and so does its pair.
+        let pair = unsafe { s.load_bytes(panel.bytes.add(k / 2 * LANES * 4)) };
+        s.bits_to_float(if k.is_multiple_of(2) {
+            s.shl(pair, 16)
+        } else {
+            s.and(pair, s.splat_int(!0xffff))
+        })
+    }
+
     #[inline(always)]
     unsafe fn decode<S: Simd>(s: S, panel: Panel, from: usize, to: usize, out: *mut f32) {
         let high = s.splat_int(!0xffff);
@@ -60,6 +88,22 @@ impl Decode for Bf16 {
 }
 
 impl Decode for F8E4M3 {
+    const COLUMNS: bool = true;
+
+    #[inline(always)]
+    unsafe fn column<S: Simd>(s: S, panel: Panel, k: usize) -> S::F {
+        // SAFETY: a column below `cols` lies within the panel.
+        unsafe { e4m3_to_f32(s, panel.bytes.add(k * LANES)) }
+    }
+
+    #[inline(always)]
+    unsafe fn column_scale<S: Simd>(s: S, panel: Panel, k: usize) -> (Option<S::F>, usize) {
+        let tile = k / panel.tile_cols;
+        // SAFETY: the panel has a vector of scales for each tile of columns.
+        let scale = unsafe { s.load(panel.scales.add(tile * LANES)) };
+        (Some(scale), ((tile + 1) * panel.tile_cols).min(panel.cols))
+    }
+
     #[inline(always)]
     unsafe fn decode<S: Simd>(s: S, panel: Panel, from: usize, to: usize, out: *mut f32) {
         let mut k = from;
@@ -71,8 +115,7 @@ impl Decode for F8E4M3 {
             while k < tile_end {
                 // SAFETY: as above.
                 unsafe {
-                    let codes = s.load_u8(panel.bytes.add(k * LANES));
-                    let v = s.mul(e4m3_to_f32(s, codes), scale);
+                    let v = s.mul(e4m3_to_f32(s, panel.bytes.add(k * LANES)), scale);
                     s.store(out.add((k - from) * LANES), v);
                 }
                 k += 1;
@@ -81,20 +124,20 @@ impl Decode for F8E4M3 {
     }
 }
 
-/// E4M3 codes in i32 lanes to their values.
+/// Sixteen E4M3 codes to their values; NaN is refused when a matrix is loaded.
 ///
 /// Shifted into place, sign, exponent and mantissa make an f32 whose exponent is 120 too small:
 /// a product with 2¹²⁰ puts that right, subnormals included.
+///
+/// # Safety
+/// `codes` is readable for 16 bytes.
 #[inline(always)]
-fn e4m3_to_f32<S: Simd>(s: S, codes: S::I) -> S::F {
-    let sign = s.shl(s.and(codes, s.splat_int(0x80)), 24);
-    let magnitude = s.and(codes, s.splat_int(0x7f));
-    let small = s.bits_to_float(s.shl(magnitude, 20));
-    let two_120 = s.splat(f32::from_bits((127 + 120) << 23));
-    let value = s.bits_to_int(s.mul(small, two_120));
-    // Magnitude 0x7f alone carries into bit 7 and becomes NaN.
-    let is_nan = s.shr(s.add_int(magnitude, s.splat_int(1)), 7);
-    let nan = s.sub_int(s.splat_int(0), is_nan);
-    let nan = s.and(nan, s.splat_int(0x7fc0_0000));
-    s.bits_to_float(s.or(s.or(value, sign), nan))
+unsafe fn e4m3_to_f32<S: Simd>(s: S, codes: *const u8) -> S::F {
+    // SAFETY: by contract.
+    let codes = unsafe { s.load_i8(codes.cast()) };
+    let placed = s.and(s.shl(codes, 20), s.splat_int(0x87f0_0000_u32 as i32));
+    s.mul(
+        s.bits_to_float(placed),
+        s.splat(f32::from_bits((127 + 120) << 23)),
+    )
 }

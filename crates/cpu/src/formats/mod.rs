@@ -71,6 +71,29 @@ pub(crate) trait Decode: 'static {
     /// Whether panels are `[cols][16]` f32 already, to be read where they are.
     const IS_F32: bool = false;
 
+    /// Whether single columns come cheap, so that few rows are better off without a decoded
+    /// stretch.
+    const COLUMNS: bool = false;
+
+    /// Column `k` of a panel, where [`Decode::COLUMNS`]; times [`Decode::column_scale`], the same
+    /// bits as `decode` writes.
+    ///
+    /// # Safety
+    /// `panel` is a whole panel, `k < cols`; so for both.
+    #[inline(always)]
+    unsafe fn column<S: Simd>(s: S, _panel: Panel, _k: usize) -> S::F {
+        s.splat(0.0)
+    }
+
+    /// Scale of column `k`, where there is one, and the end of the columns that share it.
+    ///
+    /// # Safety
+    /// As for `column`.
+    #[inline(always)]
+    unsafe fn column_scale<S: Simd>(_s: S, panel: Panel, _k: usize) -> (Option<S::F>, usize) {
+        (None, panel.cols)
+    }
+
     /// Writes columns `from .. to` of a panel as `[to - from][16]` f32.
     ///
     /// `from` is a multiple of 256, `to` another one or `cols`.

@@ -17,6 +17,8 @@
 //! Grouped-query and latent attention differ in numbers only: for the latter the value is the
 //! front of the key.
 
+#![allow(clippy::needless_range_loop)] // tiles index several arrays at once
+
 use std::marker::PhantomData;
 
 use crate::kernels::element::Element;

@@ -7,6 +7,11 @@
 //!     w[panel] = decode(stretch)                        [256][16] f32
 //!     sum[row][panel] += Σ_k w[k] · a[row][k]           in the order of k
 //! ```
+//!
+//! A row or two by themselves take plain float columns straight from the panels, in the same
+//! order.
+
+#![allow(clippy::needless_range_loop)] // tiles index several arrays at once
 
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -19,6 +24,9 @@ use crate::simd::{Kernel, LANES, Simd};
 pub(crate) const STRETCH: usize = 256;
 /// Activation rows that share a decoded stretch.
 const TILE_ROWS: usize = 48;
+
+/// Rows up to which plain floats are not copied first.
+const DIRECT_ROWS: usize = 2;
 
 /// The product for one format.
 pub(crate) struct GemmFloat<D>(PhantomData<D>);
@@ -37,6 +45,10 @@ impl<D: Decode> Kernel for GemmFloat<D> {
     #[inline(always)]
     unsafe fn run<S: Simd>(s: S, g: &Gemm) {
         let panels = g.panels();
+        if D::COLUMNS && g.rows <= DIRECT_ROWS {
+            // SAFETY: passed on.
+            return unsafe { direct::<S, D>(s, g) };
+        }
         let mut decoded = Decoded([MaybeUninit::uninit(); 2 * STRETCH * LANES]);
         let mut sums = Sums([0.0; TILE_ROWS * 2 * LANES]);
         let mut p = panels.start;
@@ -54,6 +66,73 @@ impl<D: Decode> Kernel for GemmFloat<D> {
             p += count;
         }
     }
+}
+
+/// The product of a row or two, four panels at a time for want of rows.
+///
+/// # Safety
+/// As for the kernel.
+#[inline(always)]
+unsafe fn direct<S: Simd, D: Decode>(s: S, g: &Gemm) {
+    for row in 0..g.rows {
+        let panels = g.panels();
+        let mut p = panels.start;
+        while p < panels.end {
+            // SAFETY: the row and the panels are part of the product.
+            p += unsafe {
+                if p + 4 <= panels.end {
+                    direct_tile::<S, D, 4>(s, g, p, row)
+                } else {
+                    direct_tile::<S, D, 1>(s, g, p, row)
+                }
+            };
+        }
+    }
+}
+
+/// One row against `PANELS` panels; returns `PANELS`.
+///
+/// # Safety
+/// They are part of the product.
+#[inline(always)]
+unsafe fn direct_tile<S: Simd, D: Decode, const PANELS: usize>(
+    s: S,
+    g: &Gemm,
+    p: usize,
+    row: usize,
+) -> usize {
+    let mut panels = [g.weight.first; PANELS];
+    let mut sums = [s.splat(0.0); PANELS];
+    // SAFETY: columns below `cols` of panels and of the row.
+    unsafe {
+        for (q, panel) in panels.iter_mut().enumerate() {
+            *panel = g.weight.at(p + q);
+        }
+        let act = g.act(row).cast::<f32>();
+        let mut k = 0;
+        while k < g.cols() {
+            let mut scales = [None; PANELS];
+            let mut end = 0;
+            for (scale, &panel) in scales.iter_mut().zip(&panels) {
+                (*scale, end) = D::column_scale(s, panel, k);
+            }
+            while k < end {
+                let a = s.splat(*act.add(k));
+                for q in 0..PANELS {
+                    let mut w = D::column(s, panels[q], k);
+                    if let Some(scale) = scales[q] {
+                        w = s.mul(w, scale);
+                    }
+                    sums[q] = s.fma(w, a, sums[q]);
+                }
+                k += 1;
+            }
+        }
+        for (q, &sum) in sums.iter().enumerate() {
+            g.finish(s, p + q, row, sum);
+        }
+    }
+    PANELS
 }
 
 /// # Safety

@@ -26,7 +26,8 @@ impl<Q: QuantFormat> Kernel for GemmInt<Q> {
         let panels = g.panels();
         let mut p = panels.start;
         while p < panels.end {
-            let two = S::MANY_REGISTERS && p + 2 <= panels.end;
+            // A lone row reads the weights as one stream, which memory is best at.
+            let two = S::MANY_REGISTERS && g.rows > 1 && p + 2 <= panels.end;
             let mut row = 0;
             while row < g.rows {
                 let left = g.rows - row;
@@ -71,6 +72,9 @@ unsafe fn tile<S: Simd, Q: QuantFormat, const ROWS: usize, const PANELS: usize>(
     let mut sums = [[s.splat(0.0); PANELS]; ROWS];
     for _ in 0..g.cols() / (32 * Q::BLOCKS) {
         for block in 0..Q::BLOCKS {
+            if PANELS == 1 && ROWS == 1 {
+                ahead::<S, Q>(s, units[0], block);
+            }
             // SAFETY: units and activation blocks follow one another to the end of the columns.
             unsafe {
                 block_step::<S, Q, ROWS, PANELS>(s, &units, &acts, block, &mut sums);
@@ -91,6 +95,19 @@ unsafe fn tile<S: Simd, Q: QuantFormat, const ROWS: usize, const PANELS: usize>(
         }
     }
     ROWS
+}
+
+/// Bytes between the weights in use and those asked for: a few microseconds' worth.
+const AHEAD: usize = 4096;
+
+/// Asks for a block's worth of the weights to come, of this panel or the next.
+#[inline(always)]
+fn ahead<S: Simd, Q: QuantFormat>(s: S, unit: *const u8, block: usize) {
+    let size = Q::UNIT_BYTES / Q::BLOCKS;
+    let from = unit.wrapping_add(block * size + AHEAD);
+    for line in (0..size).step_by(64) {
+        s.prefetch(from.wrapping_add(line));
+    }
 }
 
 /// One block of 32 columns.

@@ -148,6 +148,12 @@ impl Simd for Avx2 {
         };
     }
 
+    #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        // SAFETY: SSE is x86-64's baseline; a prefetch of any address has no effect but on caches.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+
     intrinsics! {
         unsafe fn load(p: *const f32) -> F = [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))];
         unsafe fn store(p: *mut f32, v: F) = {

@@ -82,6 +82,12 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
             _mm512_dpbusd_epi32(acc, w, a);
     }
 
+    #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        // SAFETY: SSE is x86-64's baseline; a prefetch of any address has no effect but on caches.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+
     intrinsics! {
         unsafe fn load(p: *const f32) -> __m512 = _mm512_loadu_ps(p);
         unsafe fn store(p: *mut f32, v: __m512) = _mm512_storeu_ps(p, v);
@@ -221,8 +227,8 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
         }
         // SAFETY: the token with `DOT` exists; both types are 512 plain bits.
         unsafe {
-            let (w, a) = (std::mem::transmute(w), std::mem::transmute(a));
-            _mm512_dpbf16_ps(acc, w, a)
+            let pairs = |v| std::mem::transmute::<__m512i, __m512bh>(v);
+            _mm512_dpbf16_ps(acc, pairs(w), pairs(a))
         }
     }
 }

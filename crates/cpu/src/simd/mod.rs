@@ -103,6 +103,12 @@ pub(crate) trait Simd: Copy {
     /// `p` is writable for 16 bytes.
     unsafe fn store_low_bytes(self, p: *mut i8, v: Self::I);
 
+    /// Asks for the cache line at `p`, which need not be readable.
+    #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        let _ = p;
+    }
+
     fn splat_int(self, x: i32) -> Self::I;
     /// # Safety
     /// `p` is readable for 64 bytes.
@@ -172,3 +178,175 @@ macro_rules! level {
     };
 }
 pub(crate) use level;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::level::CpuLevel;
+
+    /// Runs every lane operation that the levels implement by themselves.
+    struct Probe;
+
+    #[derive(Default)]
+    struct ProbeArgs {
+        /// Sixteen vectors.
+        x: Vec<f32>,
+        bytes: Vec<u8>,
+        out: std::cell::RefCell<Vec<(&'static str, Vec<f32>)>>,
+    }
+
+    fn lanes<S: Simd>(s: S, v: S::F) -> Vec<f32> {
+        let mut out = vec![0.0; LANES];
+        // SAFETY: sixteen values.
+        unsafe { s.store(out.as_mut_ptr(), v) };
+        out
+    }
+
+    impl Kernel for Probe {
+        type Args = ProbeArgs;
+
+        #[inline(always)]
+        unsafe fn run<S: Simd>(s: S, a: &ProbeArgs) {
+            let mut out = Vec::new();
+            // SAFETY: sixteen vectors of values, 64 bytes.
+            let (v, bytes) = unsafe {
+                let mut v = [s.splat(0.0); LANES];
+                for (i, v) in v.iter_mut().enumerate() {
+                    *v = s.load(a.x.as_ptr().add(i * LANES));
+                }
+                (v, s.load_bytes(a.bytes.as_ptr()))
+            };
+            out.push(("sum_each", lanes(s, s.sum_each(v))));
+            out.push(("sums", v.iter().map(|&v| s.sum(v)).collect()));
+            out.push(("max_lane", v.iter().map(|&v| s.max_lane(v)).collect()));
+            let turned = s.transpose(v);
+            out.push((
+                "transpose",
+                turned.iter().flat_map(|&v| lanes(s, v)).collect(),
+            ));
+            let nibbles = s.and(bytes, s.splat_int(0x0f0f_0f0f));
+            let table = [3, 250, 0, 7, 9, 255, 1, 2, 128, 127, 64, 5, 11, 200, 90, 33];
+            let looked_up = s.lookup(&table, nibbles);
+            let signed = s.bits_to_int(v[0]);
+            let signed = s.sub_int(signed, s.and(signed, s.splat_int(0x0101_0101)));
+            let narrow = s.dot_narrow(
+                s.splat_int(5),
+                nibbles,
+                s.and(signed, s.splat_int(0x7f7f_7f7f)),
+            );
+            out.push(("dot_narrow", lanes(s, s.to_float(narrow))));
+            let a7 = s.and(signed, s.splat_int(0x7f7f_7f7f));
+            let sum = s.dot_narrow(s.splat_int(0), s.splat_int(0x0101_0101), a7);
+            let mut wide = s.dot_wide(s.splat_int(-9), looked_up, a7);
+            if let Some(log2) = S::WIDE_BIAS_LOG2 {
+                wide = s.sub_int(wide, s.shl(sum, log2));
+            }
+            out.push(("dot_wide", lanes(s, s.to_float(wide))));
+            let rounded = s.to_int(s.mul(v[1], s.splat(3.5)));
+            out.push(("to_int", lanes(s, s.to_float(rounded))));
+            out.push(("zero_below", lanes(s, s.zero_below(v[1], v[2], v[3]))));
+            let (mut halves, mut brains) = ([0u16; LANES], [0u16; LANES]);
+            let mut low = [0i8; LANES];
+            // SAFETY: sixteen values each.
+            unsafe {
+                s.store_f16(halves.as_mut_ptr(), v[4]);
+                s.store_bf16(brains.as_mut_ptr(), v[5]);
+                s.store_low_bytes(low.as_mut_ptr(), rounded);
+                out.push(("f16", lanes(s, s.load_f16(halves.as_ptr()))));
+                out.push(("bf16", lanes(s, s.load_bf16(brains.as_ptr()))));
+                out.push(("i8", lanes(s, s.to_float(s.load_i8(low.as_ptr())))));
+                out.push(("u8", lanes(s, s.to_float(s.load_u8(low.as_ptr().cast())))));
+            }
+            *a.out.borrow_mut() = out;
+        }
+    }
+
+    /// `exp` of many values.
+    struct Exp;
+
+    impl Kernel for Exp {
+        type Args = (Vec<f32>, std::cell::RefCell<Vec<f32>>);
+
+        #[inline(always)]
+        unsafe fn run<S: Simd>(s: S, (x, out): &Self::Args) {
+            for x in x.chunks_exact(LANES) {
+                // SAFETY: sixteen values.
+                let v = unsafe { s.load(x.as_ptr()) };
+                out.borrow_mut().extend(lanes(s, math::exp(s, v)));
+            }
+        }
+    }
+
+    fn shells<K: Kernel>() -> Vec<(CpuLevel, KernelFn<K::Args>)> {
+        let mut all = vec![(
+            CpuLevel::Portable,
+            portable::PortableLevel::<false>::shell::<K>(),
+        )];
+        #[cfg(target_arch = "x86_64")]
+        {
+            all.push((CpuLevel::Avx2, avx2::Avx2Level::shell::<K>()));
+            all.push((CpuLevel::Avx512, avx512::Avx512Level::shell::<K>()));
+        }
+        all.retain(|(level, _)| level.is_available());
+        all
+    }
+
+    #[test]
+    fn every_level_agrees_with_the_portable_one_bit_for_bit() {
+        let mut state = 1u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state >> 8
+        };
+        let x = (0..LANES * LANES)
+            .map(|_| next() as f32 / 4096.0 - 2048.0)
+            .collect();
+        let bytes = (0..64).map(|_| next() as u8).collect();
+        let args = ProbeArgs {
+            x,
+            bytes,
+            ..ProbeArgs::default()
+        };
+        let mut want = None;
+        for (level, shell) in shells::<Probe>() {
+            // SAFETY: the level is available.
+            unsafe { shell(&args) };
+            let got = args.out.take();
+            let want = want.get_or_insert_with(|| got.clone());
+            for ((name, got), (_, want)) in got.iter().zip(want.iter()) {
+                assert_eq!(got, want, "{name} at {level}");
+            }
+        }
+    }
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        let mut x: Vec<f32> = (0..160_000).map(|i| i as f32 * 1.09e-3 - 87.3).collect();
+        x.extend([0.0, -0.0, 1e-30, -1e-30, 88.0, -87.33, 1.0, -1.0]);
+        x.extend([f32::NEG_INFINITY, -1e30, -88.0, -104.0]);
+        x.extend([f32::NAN; 4]);
+        let args = (x, std::cell::RefCell::default());
+        for (level, shell) in shells::<Exp>() {
+            // SAFETY: the level is available.
+            unsafe { shell(&args) };
+            let got = args.1.take();
+            assert_eq!(got.len(), args.0.len());
+            for (&x, &got) in args.0.iter().zip(&got) {
+                let want = f64::from(x).exp();
+                if x.is_nan() {
+                    assert!(got.is_nan(), "{level}: exp(NaN) is {got}");
+                } else if x < -87.34 {
+                    assert_eq!(got, 0.0, "{level}: exp({x})");
+                } else if x <= 88.0 {
+                    let ulp = want * 2.0f64.powi(-23);
+                    let error = (f64::from(got) - want).abs() / ulp;
+                    assert!(
+                        error <= 2.0,
+                        "{level}: exp({x}) is {got}, off by {error} ulp"
+                    );
+                }
+            }
+            assert_eq!(got[160_000], 1.0, "{level}: exp(0)");
+        }
+    }
+}
