@@ -1,0 +1,43 @@
+//! Every golden model, in every file format it comes in, against transformers' logits.
+
+#![allow(clippy::unwrap_used)] // in helpers, which the lint does not take for tests
+
+mod common;
+
+use common::{feed, goldens, runner, scattered};
+use scrimp_cpu::Precision;
+use scrimp_tensor::DType;
+
+/// Largest difference over largest logit.
+fn relative_error(found: &[f32], wanted: &[f32]) -> f32 {
+    assert_eq!(found.len(), wanted.len());
+    let largest = wanted.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+    let pairs = found.iter().zip(wanted);
+    // `max` would pass over NaN.
+    let worst = pairs.fold(0.0f32, |a, (x, y)| {
+        let error = (x - y).abs();
+        if error > a || error.is_nan() {
+            error
+        } else {
+            a
+        }
+    });
+    worst / largest
+}
+
+#[test]
+fn logits_are_those_of_transformers() {
+    let mut failures = Vec::new();
+    for golden in goldens() {
+        let mut runner = runner(&golden.path, Precision::Exact, DType::F32);
+        for (i, (ids, logits)) in golden.sequences.iter().enumerate() {
+            let found = feed(&mut runner, ids, &scattered(3, 7), &[ids.len()]);
+            let error = relative_error(&found, logits);
+            println!("{} {i}: {error:.2e}", golden.name);
+            if error.is_nan() || error > 1e-4 {
+                failures.push(format!("{} {i}: {error:.2e}", golden.name));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}
