@@ -17,10 +17,10 @@ const COLOURS: [&str; 6] = [
 
 /// Draws one panel a family and one line a report; `reports` pairs a label with what it measured.
 pub fn accuracy_svg(reports: &[(String, Report)]) -> String {
-    let mut families: Vec<&'static str> = Vec::new();
+    let mut families: Vec<&str> = Vec::new();
     for family in reports.iter().flat_map(|(_, r)| &r.families) {
-        if !families.contains(&family.family) {
-            families.push(family.family);
+        if !families.contains(&family.family.as_str()) {
+            families.push(&family.family);
         }
     }
     let height = PANEL_HEIGHT * families.len() as f64;

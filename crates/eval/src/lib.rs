@@ -5,7 +5,9 @@
 pub mod problems;
 
 mod chart;
+mod reasoning;
 mod score;
 
 pub use chart::accuracy_svg;
+pub use reasoning::{Examiner, ReasoningTask, TaskError};
 pub use score::{FamilyReport, LengthReport, Outcome, Report};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::problems::{Family, Problem};
 
@@ -43,7 +43,7 @@ fn final_answer(answer: &str) -> Option<&str> {
     let words = answer
         .split_whitespace()
         .map(|w| w.trim_matches(|c: char| !c.is_alphanumeric()));
-    words.filter(is_value).last()
+    words.rev().find(is_value)
 }
 
 /// The first line that is not the shortest chain's, blank lines and spaces aside.
@@ -60,7 +60,7 @@ fn first_wrong_step(problem: &Problem, reasoning: &str) -> Option<usize> {
 }
 
 /// Accuracy of a set of outcomes, by family and by length of the chain.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Share of problems answered right.
     pub accuracy: f64,
@@ -73,10 +73,10 @@ pub struct Report {
 }
 
 /// Accuracy within a family.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FamilyReport {
     /// Its name.
-    pub family: &'static str,
+    pub family: String,
     /// Share answered right.
     pub accuracy: f64,
     /// By length, shortest first.
@@ -84,7 +84,7 @@ pub struct FamilyReport {
 }
 
 /// Accuracy at one length of the chain.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LengthReport {
     /// Steps of the chain.
     pub steps: usize,
@@ -113,7 +113,7 @@ impl Report {
             families: families
                 .into_iter()
                 .map(|(family, lengths)| FamilyReport {
-                    family: family.name(),
+                    family: family.name().to_owned(),
                     accuracy: share(lengths.values().flatten().copied()),
                     by_length: lengths.into_iter().map(|(s, o)| by_length(s, &o)).collect(),
                 })

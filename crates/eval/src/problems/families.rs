@@ -35,7 +35,8 @@ pub(super) fn draw_arithmetic(rng: &mut SplitMix64, steps: usize) -> Draft {
     }
 }
 
-/// Each line: the operation, the sum (difference + 10, product) of the last digits, the new value.
+/// Each line: the operation; the sum (difference + 10, product) of the last digits and the tens
+/// digit before its carry; the new value.
 pub(super) fn chain_arithmetic(draft: &Draft) -> (Vec<String>, String) {
     let mut value: u32 = draft
         .start
@@ -44,15 +45,20 @@ pub(super) fn chain_arithmetic(draft: &Draft) -> (Vec<String>, String) {
     let mut lines = vec![format!("{value:02}")];
     for (i, op) in draft.ops.iter().enumerate() {
         let n = op.first;
-        let (units, next) = match op.kind {
-            0 => (value % 10 + n % 10, value + n),
-            1 => (10 + value % 10 - n % 10, 100 + value - n),
-            _ => (value % 10 * n, value * n),
+        let (units, tens, next) = match op.kind {
+            0 => (value % 10 + n % 10, value / 10 + n / 10, value + n),
+            1 => (
+                10 + value % 10 - n % 10,
+                9 + value / 10 - n / 10,
+                100 + value - n,
+            ),
+            _ => (value % 10 * n, value / 10 * n, value * n),
         };
+        let tens = tens % 10;
         value = next % 100;
         let space = if op.kind == 2 { " " } else { "" };
         lines.push(format!(
-            " {}) {}{space}{n} {units:02} {value:02}",
+            " {}) {}{space}{n} {units:02}{tens} {value:02}",
             label(i),
             SIGNS[op.kind]
         ));
