@@ -11,10 +11,10 @@ and a reasoning model (`--reasoning` adds what only a model that thinks can show
     scrimp serve --model tests/goldens/deepseek_v3 --api-key secret
     python tools/openai_client.py --base-url http://127.0.0.1:8000/v1 --api-key secret --reasoning
 
-Many clients on a pool far too small for them. Every request is first made alone, then all at once, and must give
+Many clients on a pool far too small for them. All requests are made at once, then each alone, and must give
 the same text; afterwards no block may be in use. `--expect-preemptions` also wants the counter to have risen.
 
-    scrimp serve --model SmolLM2-135M-Instruct.Q4_1.gguf --num-blocks 40
+    scrimp serve --model SmolLM2-135M-Instruct.Q4_1.gguf --num-blocks 60 --expected-output-tokens 8
     python tools/openai_client.py --base-url http://127.0.0.1:8000/v1 --clients 32 --expect-preemptions
 
 Needs the PyPI package `openai`; nothing of scrimp's own.
@@ -430,12 +430,14 @@ async def all_at_once(s: Server, requests: list[dict]) -> list:
 def run_many(s: Server) -> int:
     requests = requests_of_many_clients(s)
     before = s.idle()
-    started = time.monotonic()
-    alone = [essence(s.client.chat.completions.create(**request)) for request in requests]
-    one_by_one = time.monotonic() - started
+    # All at once first: a server that has seen these lengths admits just as many as fit.
     started = time.monotonic()
     together = asyncio.run(all_at_once(s, requests))
     at_once = time.monotonic() - started
+    after = s.idle()
+    started = time.monotonic()
+    alone = [essence(s.client.chat.completions.create(**request)) for request in requests]
+    one_by_one = time.monotonic() - started
     failed = 0
     for i, (want, answer) in enumerate(zip(alone, together)):
         if isinstance(answer, BaseException):
@@ -444,7 +446,6 @@ def run_many(s: Server) -> int:
         elif essence(answer) != want:
             failed += 1
             print(f"FAILED    client {i} differs from the same request made alone:\n  {want}\n  {essence(answer)}")
-    after = s.idle()
     preemptions = after["scrimp:num_preemptions_total"] - before["scrimp:num_preemptions_total"]
     tokens = sum(want[3] for want in alone)
     print(f"{len(requests)} clients, {tokens} tokens: {one_by_one:.1f} s one by one, {at_once:.1f} s at once")

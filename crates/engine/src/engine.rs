@@ -70,6 +70,8 @@ struct Engine {
     sampler: Sampler,
     requests: HashMap<RequestId, Running>,
     completions: HashMap<SeqId, Completion>,
+    /// News not yet told: they go out once the books that they change are published.
+    outbox: Vec<(RequestId, Update)>,
     /// Counters that the scheduler does not keep.
     prompt_tokens: u64,
     generation_tokens: u64,
@@ -97,6 +99,7 @@ pub fn start(parts: EngineParts) -> std::io::Result<(EngineHandle, JoinHandle<()
         sampler: Sampler::default(),
         requests: HashMap::new(),
         completions: HashMap::new(),
+        outbox: Vec::new(),
         prompt_tokens: 0,
         generation_tokens: 0,
         draining: false,
@@ -107,10 +110,9 @@ pub fn start(parts: EngineParts) -> std::io::Result<(EngineHandle, JoinHandle<()
 
 impl Engine {
     fn run(mut self) {
-        self.publish();
         while self.take_commands() {
             self.step();
-            self.publish();
+            self.settle();
         }
         self.stop();
     }
@@ -128,7 +130,7 @@ impl Engine {
                     }
                 }
             } else {
-                self.publish();
+                self.settle();
                 if self.draining {
                     return false;
                 }
@@ -284,7 +286,7 @@ impl Engine {
         Ok(outcomes)
     }
 
-    /// Gives a sampled token to its sequence, and tells its client.
+    /// Gives a sampled token to its sequence.
     fn accept(&mut self, seq: SeqId, sampled: Sampled) {
         let Some(completion) = self.completions.get_mut(&seq) else {
             return;
@@ -293,19 +295,16 @@ impl Engine {
         let token = sampled.token;
         let accepted = completion.accept(sampled);
         let (request, index) = (completion.request(), completion.index());
+        self.tell(request, index, Event::Delta(accepted.delta));
         if let Some(position) = accepted.thinking_from {
             self.parts.scheduler.set_thinking_from(seq, position);
         }
-        let heard = self.tell(request, index, Event::Delta(accepted.delta));
         if let Some(finished) = self.parts.scheduler.update(seq, token, accepted.finish) {
             self.finish(&finished);
         }
-        if !heard {
-            self.abort(request);
-        }
     }
 
-    /// Tells a sequence's client that it is over, and forgets it.
+    /// Forgets a sequence that is over.
     fn finish(&mut self, finished: &Finished) {
         let Some(mut completion) = self.completions.remove(&finished.id) else {
             return;
@@ -315,9 +314,14 @@ impl Engine {
         if let Some(delta) = completion.flush().filter(|_| !aborted) {
             self.tell(request, index, Event::Delta(delta));
         }
-        let event = Event::Finished(completion.finished(finished));
-        self.tell(request, index, event);
-        self.forget(request, finished.id);
+        self.tell(
+            request,
+            index,
+            Event::Finished(completion.finished(finished)),
+        );
+        if let Some(running) = self.requests.get_mut(&request) {
+            running.sequences.retain(|&s| s != finished.id);
+        }
     }
 
     /// Ends a whole request because of an error.
@@ -327,30 +331,35 @@ impl Engine {
         };
         let (request, index) = (completion.request(), completion.index());
         self.tell(request, index, Event::Failed(error));
-        let Some(running) = self.requests.remove(&request) else {
+        let Some(running) = self.requests.get_mut(&request) else {
             return;
         };
-        for seq in running.sequences {
+        for seq in std::mem::take(&mut running.sequences) {
             self.parts.scheduler.abort(seq);
             self.completions.remove(&seq);
         }
     }
 
-    /// Whether somebody listens still.
-    fn tell(&mut self, request: RequestId, index: usize, event: Event) -> bool {
-        self.requests
-            .get_mut(&request)
-            .is_some_and(|r| (r.sink)(Update { index, event }))
+    fn tell(&mut self, request: RequestId, index: usize, event: Event) {
+        self.outbox.push((request, Update { index, event }));
     }
 
-    fn forget(&mut self, request: RequestId, seq: SeqId) {
-        let Some(running) = self.requests.get_mut(&request) else {
-            return;
-        };
-        running.sequences.retain(|&s| s != seq);
-        if running.sequences.is_empty() {
-            self.requests.remove(&request);
+    /// Publishes the books, then tells the news: whoever hears of an end finds its blocks free.
+    fn settle(&mut self) {
+        self.publish();
+        let mut deaf = Vec::new();
+        for (id, update) in std::mem::take(&mut self.outbox) {
+            if let Some(running) = self.requests.get_mut(&id)
+                && !(running.sink)(update)
+            {
+                deaf.push(id);
+            }
         }
+        for id in deaf {
+            self.abort(id);
+        }
+        self.requests
+            .retain(|_, running| !running.sequences.is_empty());
     }
 
     fn publish(&self) {
@@ -376,7 +385,7 @@ impl Engine {
         for id in left {
             self.abort(id);
         }
-        self.publish();
+        self.settle();
         while let Ok(command) = self.end.commands.try_recv() {
             if let Command::Submit(_, _, mut sink) = command {
                 sink(Update {
