@@ -1,0 +1,347 @@
+//! `scrimp bench`: how fast prompts are computed and tokens generated, and how fast they could be.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use scrimp_cpu::CpuBackend;
+use scrimp_cpu::bandwidth::read_bandwidth;
+use scrimp_engine::batch::{Batch, Logits, SequenceStep};
+use scrimp_engine::runner::ModelRunner;
+use scrimp_memory::MemoryPlan;
+use scrimp_memory::bytes::HumanBytes;
+use scrimp_model::ModelConfig;
+use serde_json::{Value, json};
+
+use crate::args::{BenchArgs, CacheArgs};
+use crate::launch::{Loaded, Settings, load};
+use crate::machine;
+use crate::opened::{self, Opened};
+use crate::terminal::{note, table};
+
+/// Measures and reports.
+pub fn bench(args: &BenchArgs) -> Result<()> {
+    ensure!(args.batch >= 1, "--batch is 0: it must be at least 1");
+    let opened = opened::open(&args.model.model)?;
+    let decode_len = args.context + args.output_tokens;
+    let needed_len = decode_len.max(args.prompt_tokens).max(1);
+    let settings = settings(args, needed_len);
+    let mut backend = CpuBackend::new(settings.cpu)?;
+    let bandwidth = read_bandwidth(&mut backend)?;
+    drop(backend);
+    machine::reset_peak_rss();
+    let loaded = load(&opened, &settings)?;
+    let mut bench = Bench::new(args, &opened, loaded);
+    let prefill = (args.prompt_tokens > 0)
+        .then(|| bench.prefill())
+        .transpose()?;
+    let decode = (args.output_tokens > 0)
+        .then(|| bench.decode())
+        .transpose()?;
+    let report = Report {
+        bench: &bench,
+        bandwidth,
+        prefill,
+        decode,
+    };
+    match args.json {
+        true => println!("{}", report.json()),
+        false => print!("{}", report.text()),
+    }
+    Ok(())
+}
+
+/// A cache of just the right size: what is measured is what would be planned for it.
+fn settings(args: &BenchArgs, needed_len: usize) -> Settings {
+    let block_size = 16;
+    let per_seq = needed_len.div_ceil(block_size);
+    let cache = CacheArgs {
+        block_size: block_size as u32,
+        max_blocks_per_seq: per_seq.max(4096),
+        num_blocks: Some(per_seq.saturating_mul(args.batch)),
+        kv_cache_memory_bytes: None,
+        kv_cache_dtype: args.kv_cache_dtype,
+        max_num_seqs: args.batch.min(4096) as u32,
+        max_num_batched_tokens: args
+            .max_num_batched_tokens
+            .max(args.batch.min(65536) as u32),
+        expected_output_tokens: 1,
+        enable_prefix_caching: false,
+    };
+    let mut settings = Settings::new(&args.model, &cache);
+    settings.max_model_len = settings.max_model_len.or(Some(needed_len));
+    settings
+}
+
+/// Times of one kind of work, best guess being the median.
+struct Samples {
+    tokens: usize,
+    seconds: Vec<f64>,
+}
+
+impl Samples {
+    fn rates(&self) -> Vec<f64> {
+        self.seconds
+            .iter()
+            .map(|s| self.tokens as f64 / s)
+            .collect()
+    }
+
+    fn median_rate(&self) -> f64 {
+        let mut rates = self.rates();
+        rates.sort_by(f64::total_cmp);
+        let middle = rates.len() / 2;
+        match rates.len() % 2 {
+            0 => (rates[middle - 1] + rates[middle]) / 2.0,
+            _ => rates[middle],
+        }
+    }
+
+    fn spread(&self) -> f64 {
+        let rates = self.rates();
+        let (low, high) = rates
+            .iter()
+            .fold((f64::MAX, 0.0), |(l, h), &r| (r.min(l), r.max(h)));
+        (high - low) / 2.0
+    }
+}
+
+struct Bench<'a> {
+    args: &'a BenchArgs,
+    opened: &'a Opened,
+    runner: ModelRunner<CpuBackend>,
+    plan: MemoryPlan,
+    chunk: usize,
+    load_time: Duration,
+}
+
+impl<'a> Bench<'a> {
+    fn new(args: &'a BenchArgs, opened: &'a Opened, loaded: Loaded) -> Bench<'a> {
+        let Loaded {
+            runner,
+            plan,
+            max_num_batched_tokens,
+            load_time,
+            ..
+        } = loaded;
+        Bench {
+            args,
+            opened,
+            runner,
+            plan,
+            chunk: max_num_batched_tokens,
+            load_time,
+        }
+    }
+
+    fn prefill(&mut self) -> Result<Samples> {
+        let tokens = self.args.prompt_tokens;
+        let seconds = self.repeat(|bench| {
+            let started = Instant::now();
+            bench.fill(0, tokens)?;
+            Ok(started.elapsed())
+        })?;
+        Ok(Samples { tokens, seconds })
+    }
+
+    fn decode(&mut self) -> Result<Samples> {
+        let (context, steps, batch) = (self.args.context, self.args.output_tokens, self.args.batch);
+        for sequence in 0..batch {
+            self.fill(sequence, context)?;
+        }
+        let seconds = self.repeat(|bench| {
+            let started = Instant::now();
+            for step in 0..steps {
+                let mut flat = Batch::default();
+                for sequence in 0..batch {
+                    bench.push(&mut flat, sequence, context + step, 1, true);
+                }
+                bench.execute(&flat)?;
+            }
+            Ok(started.elapsed())
+        })?;
+        Ok(Samples {
+            tokens: steps * batch,
+            seconds,
+        })
+    }
+
+    /// Once uncounted, then as often as asked.
+    fn repeat(&mut self, mut once: impl FnMut(&mut Self) -> Result<Duration>) -> Result<Vec<f64>> {
+        once(self)?;
+        (0..self.args.repetitions)
+            .map(|_| Ok(once(self)?.as_secs_f64().max(1e-9)))
+            .collect()
+    }
+
+    /// Computes the first `tokens` tokens of a sequence, chunk by chunk.
+    fn fill(&mut self, sequence: usize, tokens: usize) -> Result<()> {
+        let mut start = 0;
+        while start < tokens {
+            let count = self.chunk.min(tokens - start);
+            let mut flat = Batch::default();
+            self.push(&mut flat, sequence, start, count, start + count == tokens);
+            self.execute(&flat)?;
+            start += count;
+        }
+        Ok(())
+    }
+
+    /// Adds arbitrary tokens of a sequence to a step; every sequence has its own row of blocks.
+    fn push(&self, flat: &mut Batch, sequence: usize, start: usize, count: usize, last: bool) {
+        let per_seq = (self.plan.num_blocks / self.args.batch) as u32;
+        let first = per_seq * sequence as u32;
+        let used = (start + count).div_ceil(self.plan.kv.block_size) as u32;
+        let blocks: Vec<u32> = (first..first + used).collect();
+        let vocab_size = self.opened.config.vocab_size;
+        let token = |p: usize| ((p * 7919 + sequence * 104_729 + 13) % vocab_size) as u32;
+        let token_ids: Vec<u32> = (start..start + count).map(token).collect();
+        let step = SequenceStep {
+            token_ids: &token_ids,
+            num_computed: start,
+            blocks: &blocks,
+            logits: if last { Logits::Last } else { Logits::No },
+        };
+        flat.push(&step, self.plan.kv.block_size);
+    }
+
+    fn execute(&mut self, flat: &Batch) -> Result<()> {
+        Ok(self.runner.execute(flat, &mut |_| {})?)
+    }
+}
+
+/// Bytes of weights that a decode step of `batch` sequences reads: of the embedding a row each
+/// (all of it where it is also the head), of the experts those that are chosen.
+fn weight_bytes_per_step(plan: &MemoryPlan, config: &ModelConfig, batch: usize) -> f64 {
+    let chosen = config.moe.as_ref().map_or(1.0, |moe| {
+        let missed = 1.0 - moe.router.top_k as f64 / moe.num_experts as f64;
+        1.0 - missed.powf(batch as f64)
+    });
+    let read = |(name, bytes): &(String, usize)| match name.as_str() {
+        "embedding" if !config.tie_word_embeddings => 0.0,
+        "routed_experts" => *bytes as f64 * chosen,
+        _ => *bytes as f64,
+    };
+    plan.weights.iter().map(read).sum()
+}
+
+struct Report<'a> {
+    bench: &'a Bench<'a>,
+    /// Bytes a second.
+    bandwidth: f64,
+    prefill: Option<Samples>,
+    decode: Option<Samples>,
+}
+
+impl Report<'_> {
+    /// Bytes a second that decode reads at its median rate.
+    fn decode_bytes_per_s(&self, samples: &Samples) -> f64 {
+        let Bench {
+            args, opened, plan, ..
+        } = self.bench;
+        let steps_per_s = samples.median_rate() / args.batch as f64;
+        let mean_context = args.context as f64 + args.output_tokens as f64 / 2.0;
+        let kv = plan.kv.bytes_per_token() as f64 * mean_context * args.batch as f64;
+        steps_per_s * (weight_bytes_per_step(plan, &opened.config, args.batch) + kv)
+    }
+
+    fn json(&self) -> Value {
+        let Bench {
+            args,
+            opened,
+            runner,
+            plan,
+            load_time,
+            ..
+        } = self.bench;
+        let prefill = self.prefill.as_ref().map(|samples| {
+            json!({
+                "tokens": samples.tokens,
+                "tokens_per_s": samples.median_rate(),
+                "samples": samples.rates(),
+            })
+        });
+        let decode = self.decode.as_ref().map(|samples| {
+            let bytes = self.decode_bytes_per_s(samples);
+            json!({
+                "tokens": args.output_tokens,
+                "context": args.context,
+                "batch": args.batch,
+                "tokens_per_s": samples.median_rate(),
+                "gb_per_s": bytes / 1e9,
+                "bandwidth_fraction": bytes / self.bandwidth,
+                "samples": samples.rates(),
+            })
+        });
+        json!({
+            "model": opened.name,
+            "isa": runner.description(),
+            "threads": args.model.threads.map_or_else(machine::cores, usize::from),
+            "load_s": load_time.as_secs_f64(),
+            "memory_bandwidth_gb_per_s": self.bandwidth / 1e9,
+            "prefill": prefill,
+            "decode": decode,
+            "planned_peak_bytes": plan.peak_bytes(),
+            "peak_rss_bytes": machine::peak_rss(),
+        })
+    }
+
+    fn text(&self) -> String {
+        let Bench {
+            args,
+            opened,
+            runner,
+            plan,
+            load_time,
+            ..
+        } = self.bench;
+        note(&runner.description());
+        let weights = HumanBytes(plan.weights_bytes());
+        let mut rows = vec![
+            vec![opened.name.clone(), weights.to_string(), "weights".into()],
+            vec![
+                "load".into(),
+                format!("{:.2}", load_time.as_secs_f64()),
+                "s".into(),
+            ],
+            vec![
+                "memory read".into(),
+                format!("{:.1}", self.bandwidth / 1e9),
+                "GB/s".into(),
+            ],
+        ];
+        let mut speed = |what: String, samples: &Samples| {
+            let rate = format!("{:.1} ± {:.1}", samples.median_rate(), samples.spread());
+            rows.push(vec![what, rate, "tokens/s".into()]);
+        };
+        if let Some(samples) = &self.prefill {
+            speed(format!("prefill {}", samples.tokens), samples);
+        }
+        if let Some(samples) = &self.decode {
+            let at = if args.context > 0 {
+                format!(" at {}", args.context)
+            } else {
+                String::new()
+            };
+            let by = if args.batch > 1 {
+                format!(" × {}", args.batch)
+            } else {
+                String::new()
+            };
+            speed(format!("decode {}{by}{at}", args.output_tokens), samples);
+            let bytes = self.decode_bytes_per_s(samples);
+            let share = format!(
+                "GB/s, {:.0} % of memory read",
+                bytes / self.bandwidth * 100.0
+            );
+            rows.push(vec![
+                "decode reads".into(),
+                format!("{:.1}", bytes / 1e9),
+                share,
+            ]);
+        }
+        let peak = machine::peak_rss().map_or("unknown".into(), |b| HumanBytes(b).to_string());
+        let planned = format!("peak, {} planned", HumanBytes(plan.peak_bytes()));
+        rows.push(vec!["memory".into(), peak, planned]);
+        table(&rows)
+    }
+}

@@ -1,0 +1,6 @@
+//! One module a command.
+
+pub mod bench;
+pub mod eval;
+pub mod run;
+pub mod serve;

@@ -1,0 +1,66 @@
+//! `scrimp serve`: the OpenAI-compatible API in front of one model.
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use scrimp_server::{Ending, Metrics, ServerConfig};
+
+use crate::args::ServeArgs;
+use crate::launch::{Settings, launch};
+use crate::{opened, terminal};
+
+/// Runs until SIGTERM or SIGINT.
+pub fn serve(args: &ServeArgs) -> Result<()> {
+    let opened = opened::open(&args.model.model)?;
+    let mut names = args.served_model_name.clone();
+    if names.is_empty() {
+        names.push(opened.name.clone());
+    }
+    let metrics = Metrics::new(&names[0]);
+    let settings = Settings::new(&args.model, &args.cache);
+    let launched = launch(
+        &opened,
+        &settings,
+        args.max_queue,
+        Some(metrics.step_observer()),
+    )?;
+    let info = launched.handle.info();
+    terminal::note(&info.device);
+    terminal::note(&info.plan.to_string());
+    let config = ServerConfig {
+        address: SocketAddr::from((args.host, args.port)),
+        api_key: args.api_key.clone(),
+        served_model_names: names,
+        max_body_bytes: args.max_body_bytes,
+        max_queue: args.max_queue,
+        request_timeout: Some(Duration::from_secs(args.request_timeout)),
+        grace_period: Duration::from_secs(args.shutdown_grace),
+        ..ServerConfig::default()
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the server's threads")?;
+    let handle = launched.handle.clone();
+    let ending = runtime.block_on(scrimp_server::serve(
+        config,
+        handle,
+        opened.text.clone(),
+        metrics,
+        |address| {
+            let how = if std::io::stderr().is_terminal() {
+                " (Ctrl-C stops)"
+            } else {
+                ""
+            };
+            terminal::note(&format!("listening on http://{address}{how}"));
+        },
+    ))?;
+    if ending == Ending::CutOff {
+        terminal::note("the grace period is over: unfinished requests were cut off");
+    }
+    launched.stop()
+}

@@ -1,0 +1,164 @@
+//! How things look on a terminal: dimmed text, aligned tables, progress with rate and time left.
+//!
+//! Results go to stdout; everything else (progress, reports, bills) goes to stderr, so that
+//! stdout can be piped.
+
+use std::io::{IsTerminal, Write, stderr, stdout};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Writes an answer to stdout as it comes, thinking dimmed where the terminal can.
+pub struct AnswerPrinter {
+    colours: bool,
+    thinking: bool,
+    ends_with_newline: bool,
+}
+
+impl AnswerPrinter {
+    /// A printer for this process's stdout; `NO_COLOR` is respected.
+    pub fn new() -> AnswerPrinter {
+        let unwanted = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+        let colours = stdout().is_terminal() && !unwanted;
+        AnswerPrinter {
+            colours,
+            thinking: false,
+            ends_with_newline: true,
+        }
+    }
+
+    /// Prints a piece of the chain of thought.
+    pub fn reasoning(&mut self, text: &str) -> std::io::Result<()> {
+        if !text.is_empty() && !self.thinking {
+            self.thinking = true;
+            self.put(if self.colours { "\x1b[2m" } else { "<think>\n" })?;
+        }
+        self.text(text)
+    }
+
+    /// Prints a piece of the answer.
+    pub fn answer(&mut self, text: &str) -> std::io::Result<()> {
+        if !text.is_empty() {
+            self.close_thinking()?;
+        }
+        self.text(text)
+    }
+
+    /// Ends the line and undoes any style; the printer can be used for another answer then.
+    pub fn finish(&mut self) -> std::io::Result<()> {
+        self.close_thinking()?;
+        if !self.ends_with_newline {
+            self.put("\n")?;
+            self.ends_with_newline = true;
+        }
+        Ok(())
+    }
+
+    fn close_thinking(&mut self) -> std::io::Result<()> {
+        if !self.thinking {
+            return Ok(());
+        }
+        self.thinking = false;
+        let line = if self.ends_with_newline { "" } else { "\n" };
+        let end = if self.colours {
+            "\x1b[0m\n"
+        } else {
+            "</think>\n\n"
+        };
+        self.put(line)?;
+        self.put(end)
+    }
+
+    fn text(&mut self, text: &str) -> std::io::Result<()> {
+        if !text.is_empty() {
+            self.ends_with_newline = text.ends_with('\n');
+        }
+        self.put(text)
+    }
+
+    fn put(&mut self, text: &str) -> std::io::Result<()> {
+        let mut out = stdout().lock();
+        out.write_all(text.as_bytes())?;
+        out.flush()
+    }
+}
+
+/// A progress bar over bytes with rate and remaining time; hidden when stderr is no terminal.
+pub fn byte_progress(what: &'static str, total: u64) -> ProgressBar {
+    let template =
+        "{msg:>12} [{bar:30}] {bytes:>10} of {total_bytes} at {bytes_per_sec}, {eta} left";
+    bar(what, total, template)
+}
+
+/// A progress bar over things with rate and remaining time; hidden when stderr is no terminal.
+pub fn count_progress(what: &'static str, total: u64) -> ProgressBar {
+    bar(
+        what,
+        total,
+        "{msg:>12} [{bar:30}] {pos:>6} of {len} at {per_sec}, {eta} left",
+    )
+}
+
+fn bar(what: &'static str, total: u64, template: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_message(what);
+    bar
+}
+
+/// A table of text: the first column flush left, the others flush right.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| {
+        rows.iter()
+            .filter_map(|r| r.get(c))
+            .map(|s| s.chars().count())
+            .max()
+    };
+    let widths: Vec<usize> = (0..columns).map(|c| width(c).unwrap_or(0)).collect();
+    let mut out = String::new();
+    for row in rows {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(|(c, (cell, &w))| match c {
+                0 => format!("{cell:<w$}"),
+                _ => format!("{cell:>w$}"),
+            })
+            .collect();
+        out.push_str(cells.join("  ").trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+/// `count / time`, or 0 when no time passed.
+pub fn rate(count: usize, time: Duration) -> f64 {
+    let seconds = time.as_secs_f64();
+    if seconds > 0.0 {
+        count as f64 / seconds
+    } else {
+        0.0
+    }
+}
+
+/// Writes to stderr; a closed stderr is nobody's loss.
+pub fn note(text: &str) {
+    let _ = writeln!(stderr(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_align_whatever_their_cells() {
+        let rows = [vec!["weights", "1 KiB"], vec!["kv", "300 KiB"]];
+        let rows = rows.map(|r| r.into_iter().map(String::from).collect());
+        assert_eq!(table(&rows), "weights    1 KiB\nkv       300 KiB\n");
+        assert_eq!(table(&[]), "");
+    }
+}
