@@ -20,8 +20,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 
-/// Looks at the gate before a worker parks: a few tens of microseconds.
+/// Looks at the gate before a worker parks: a few hundred microseconds.
 const SPINS: u32 = 20_000;
+/// The same where there are more threads than cores, and a spinning one keeps another from work.
+const SPINS_IN_A_CROWD: u32 = 100;
 /// Looks at the count of finished workers before the caller gives its core away between looks.
 const SPINS_TO_FINISH: u32 = 2_000;
 const OPEN: u64 = 1 << 31;
@@ -43,6 +45,7 @@ struct State {
     task: UnsafeCell<Option<&'static Task<'static>>>,
     parked: Vec<Line<AtomicBool>>,
     shutdown: AtomicBool,
+    spins: u32,
 }
 
 // SAFETY: `task` is written only while the gate is closed and nobody is joined, and read only by
@@ -59,6 +62,7 @@ impl Pool {
     /// A team of `threads`, at least one.
     pub(crate) fn new(threads: usize) -> Pool {
         let workers = threads.max(1) - 1;
+        let crowd = thread::available_parallelism().is_ok_and(|cores| threads > cores.get());
         let state = Arc::new(State {
             gate: Line(AtomicU64::new(0)),
             next: Line(AtomicUsize::new(0)),
@@ -68,6 +72,7 @@ impl Pool {
             task: UnsafeCell::new(None),
             parked: (0..workers).map(|_| Line(AtomicBool::new(false))).collect(),
             shutdown: AtomicBool::new(false),
+            spins: if crowd { SPINS_IN_A_CROWD } else { SPINS },
         });
         let workers = (0..workers)
             .map_while(|index| {
@@ -192,7 +197,7 @@ impl State {
                 return None;
             }
             looks += 1;
-            if looks < SPINS {
+            if looks < self.spins {
                 std::hint::spin_loop();
             } else if parked.swap(true, Ordering::SeqCst) {
                 // Said so, and looked again since: sleep until the caller says otherwise.

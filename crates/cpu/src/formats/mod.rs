@@ -96,7 +96,7 @@ pub(crate) trait Decode: 'static {
 
     /// Writes columns `from .. to` of a panel as `[to - from][16]` f32.
     ///
-    /// `from` is a multiple of 256, `to` another one or `cols`.
+    /// `from` is a multiple of 32, `to` another one or `cols`.
     ///
     /// # Safety
     /// `panel` is a whole panel of `cols` columns; `out` is writable for what is asked.

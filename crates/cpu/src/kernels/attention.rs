@@ -289,14 +289,19 @@ unsafe fn locate<E: Element>(a: &Attention, start: usize, count: usize) -> Token
         values: [std::ptr::null(); CHUNK],
     };
     let kv = &a.kv;
+    let (mut entry, mut within) = (start / kv.block_size, start % kv.block_size);
     for t in 0..CHUNK {
-        let position = start + t.min(count - 1);
         // SAFETY: by contract; a block id in the table is one of the cache.
         unsafe {
-            let block = *a.blocks.add(position / kv.block_size) as usize * kv.block_stride;
-            let within = position % kv.block_size;
+            let block = *a.blocks.add(entry) as usize * kv.block_stride;
             tokens.keys[t] = kv.keys.cast::<E>().add(block + within * kv.key_stride);
             tokens.values[t] = kv.values.cast::<E>().add(block + within * kv.value_stride);
+        }
+        if t + 1 < count {
+            within += 1;
+            if within == kv.block_size {
+                (entry, within) = (entry + 1, 0);
+            }
         }
     }
     tokens

@@ -55,6 +55,12 @@ unsafe fn tile<S: Simd, const ROWS: usize, const PANELS: usize>(
             *panel = g.weight.at(p + q).bytes;
         }
         for pair in 0..g.cols().div_ceil(2) {
+            if row == 0 && ROWS > 1 {
+                // The panels that are next in turn, while the first rows meet these.
+                for panel in panels {
+                    s.prefetch_far(panel.wrapping_add(PANELS * g.weight.stride + pair * LANES * 4));
+                }
+            }
             let mut w = [s.splat_int(0); PANELS];
             for (w, panel) in w.iter_mut().zip(&panels) {
                 *w = s.load_bytes(panel.add(pair * LANES * 4));

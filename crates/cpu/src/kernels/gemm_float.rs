@@ -3,8 +3,8 @@
 //!
 //! ```text
 //! for tiles of 48 activation rows
-//!   for stretches of 256 columns
-//!     w[panel] = decode(stretch)                        [256][16] f32
+//!   for stretches of 128 columns
+//!     w[panel] = decode(stretch)                        [128][16] f32
 //!     sum[row][panel] += Σ_k w[k] · a[row][k]           in the order of k
 //! ```
 //!
@@ -20,8 +20,8 @@ use crate::formats::Decode;
 use crate::kernels::gemm::Gemm;
 use crate::simd::{Kernel, LANES, Simd};
 
-/// Columns decoded at a time.
-pub(crate) const STRETCH: usize = 256;
+/// Columns decoded at a time: two panels of them leave room beside them in 32 KiB.
+pub(crate) const STRETCH: usize = 128;
 /// Activation rows that share a decoded stretch.
 const TILE_ROWS: usize = 48;
 
@@ -31,7 +31,7 @@ const DIRECT_ROWS: usize = 2;
 /// The product for one format.
 pub(crate) struct GemmFloat<D>(PhantomData<D>);
 
-/// Decoded columns of up to two panels: `[2][256][16]`.
+/// Decoded columns of up to two panels: `[2][128][16]`.
 #[repr(align(64))]
 struct Decoded([MaybeUninit<f32>; 2 * STRETCH * LANES]);
 

@@ -74,6 +74,10 @@ unsafe fn tile<S: Simd, Q: QuantFormat, const ROWS: usize, const PANELS: usize>(
         for block in 0..Q::BLOCKS {
             if PANELS == 1 && ROWS == 1 {
                 ahead::<S, Q>(s, units[0], block);
+            } else if row == 0 {
+                for unit in units {
+                    far_ahead::<S, Q>(s, unit.wrapping_add(PANELS * g.weight.stride), block);
+                }
             }
             // SAFETY: units and activation blocks follow one another to the end of the columns.
             unsafe {
@@ -107,6 +111,16 @@ fn ahead<S: Simd, Q: QuantFormat>(s: S, unit: *const u8, block: usize) {
     let from = unit.wrapping_add(block * size + AHEAD);
     for line in (0..size).step_by(64) {
         s.prefetch(from.wrapping_add(line));
+    }
+}
+
+/// Asks for the same block of the panels that are next in turn, while the first rows meet these.
+#[inline(always)]
+fn far_ahead<S: Simd, Q: QuantFormat>(s: S, unit: *const u8, block: usize) {
+    let size = Q::UNIT_BYTES / Q::BLOCKS;
+    let from = unit.wrapping_add(block * size);
+    for line in (0..size).step_by(64) {
+        s.prefetch_far(from.wrapping_add(line));
     }
 }
 

@@ -8,7 +8,7 @@ use crate::kernels::gemm_float::STRETCH;
 use crate::kernels::{load_up_to, store_up_to};
 use crate::simd::{Kernel, LANES, Simd};
 
-/// A decoded stretch: `[256][16]`.
+/// A decoded stretch: `[128][16]`.
 #[repr(align(64))]
 struct Stretch([MaybeUninit<f32>; STRETCH * LANES]);
 
@@ -65,7 +65,7 @@ pub(crate) struct TransposedArgs {
     pub(crate) x: *const f32,
     pub(crate) x_stride: usize,
     pub(crate) rows: usize,
-    /// Columns to compute; the first is a multiple of 256, and there are at most 256.
+    /// Columns to compute; the first is a multiple of 128, and there are at most 128.
     pub(crate) cols: (usize, usize),
     /// Where column `cols.0` of row 0 goes.
     pub(crate) out: *mut f32,
@@ -100,15 +100,15 @@ impl<D: Decode> Kernel for Transposed<D> {
     }
 }
 
-/// `[cols][16]` to `[16][256]`.
+/// `[cols][16]` to `[16][128]`.
 ///
 /// # Safety
-/// Both hold 256 columns of sixteen rows.
+/// Both hold 128 columns of sixteen rows.
 #[inline(always)]
 unsafe fn turn<S: Simd>(s: S, values: *const f32, cols: usize, by_row: *mut f32) {
     for k in (0..cols).step_by(LANES) {
         let mut tile = [s.splat(0.0); LANES];
-        // SAFETY: within the 256 columns.
+        // SAFETY: within the 128 columns.
         unsafe {
             for (j, v) in tile.iter_mut().enumerate().take(cols - k) {
                 *v = s.load(values.add((k + j) * LANES));
@@ -120,7 +120,7 @@ unsafe fn turn<S: Simd>(s: S, values: *const f32, cols: usize, by_row: *mut f32)
     }
 }
 
-/// `out = (0 or out) + Σ_i w[i] · x[i]` over `n` rows of 256 values, `cols` of which count.
+/// `out = (0 or out) + Σ_i w[i] · x[i]` over `n` rows of 128 values, `cols` of which count.
 ///
 /// # Safety
 /// `w` holds `n` rows, `x` `n` values, `out` `cols`.

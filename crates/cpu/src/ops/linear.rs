@@ -217,7 +217,7 @@ fn chunk_rows(weight: &CpuMatrix, act_rows: usize, threads: usize) -> usize {
         return weight.rows.max(1);
     }
     let pairs = weight.rows.div_ceil(2 * LANES);
-    pairs.div_ceil(8 * threads).max(1) * 2 * LANES
+    pairs.div_ceil(4 * threads).max(1) * 2 * LANES
 }
 
 /// Products that one region computes; more of them take more regions.

@@ -78,11 +78,10 @@ fn keep_best_groups(choice: &mut [f32], router: &RouterConfig) {
             GroupScore::Top2Sum => best,
         }
     };
-    // A group stays when fewer than `topk_group` others are better, or equal and earlier. Marked
-    // groups rank below all that follow, as those they lost to still stand.
-    let mut dropped = [false; MAX_GROUPS];
-    assert!(groups <= MAX_GROUPS, "{groups} groups of experts");
-    for (g, dropped) in dropped.iter_mut().enumerate().take(groups) {
+    // A group stays when fewer than `topk_group` others are better, or equal and earlier. The best
+    // ones are never marked, so that whoever lost to `topk_group` groups still does after others
+    // were marked.
+    for g in 0..groups {
         let own = rank(&choice[g * size..(g + 1) * size]);
         let better = (0..groups)
             .filter(|&other| {
@@ -90,15 +89,11 @@ fn keep_best_groups(choice: &mut [f32], router: &RouterConfig) {
                 theirs > own || (theirs == own && other < g)
             })
             .count();
-        *dropped = better >= router.topk_group;
-    }
-    for (g, _) in dropped.iter().enumerate().filter(|(_, dropped)| **dropped) {
-        choice[g * size..(g + 1) * size].fill(f32::NEG_INFINITY);
+        if better >= router.topk_group {
+            choice[g * size..(g + 1) * size].fill(f32::NEG_INFINITY);
+        }
     }
 }
-
-/// Groups that a router may have; DeepSeek-V3 has 8.
-const MAX_GROUPS: usize = 64;
 
 /// Takes the `top_k` best by `choice`, weighted by `scores`.
 fn pick(scores: &[f32], choice: &mut [f32], router: &RouterConfig, routing: &mut Routing) {

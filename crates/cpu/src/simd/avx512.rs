@@ -88,6 +88,12 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
 
+    #[inline(always)]
+    fn prefetch_far(self, p: *const u8) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+
     intrinsics! {
         unsafe fn load(p: *const f32) -> __m512 = _mm512_loadu_ps(p);
         unsafe fn store(p: *mut f32, v: __m512) = _mm512_storeu_ps(p, v);

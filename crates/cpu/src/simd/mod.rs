@@ -103,9 +103,15 @@ pub(crate) trait Simd: Copy {
     /// `p` is writable for 16 bytes.
     unsafe fn store_low_bytes(self, p: *mut i8, v: Self::I);
 
-    /// Asks for the cache line at `p`, which need not be readable.
+    /// Asks for the cache line at `p`, which need not be readable, to come as near as it can.
     #[inline(always)]
     fn prefetch(self, p: *const u8) {
+        let _ = p;
+    }
+
+    /// The same, but not nearer than the second cache.
+    #[inline(always)]
+    fn prefetch_far(self, p: *const u8) {
         let _ = p;
     }
 
