@@ -58,14 +58,24 @@ pub fn continuation(opened: &Opened, text: &str) -> Result<GenerateRequest> {
     })
 }
 
-/// One completion, sampled as `generation_config.json` says.
+/// One completion with the model's own sampling defaults.
 fn request(opened: &Opened) -> GenerateRequest {
+    GenerateRequest {
+        sampling: sampling(opened),
+        n: 1,
+        skip_special_tokens: true,
+        ..GenerateRequest::default()
+    }
+}
+
+/// Sampling as the model's `generation_config.json` says, what it leaves out by default.
+pub fn sampling(opened: &Opened) -> SamplingParams {
     let own = |name: &str| opened.generation.as_ref().and_then(|g| g.get(name));
     let float = |name: &str| own(name).and_then(Value::as_f64).map(|x| x as f32);
     let greedy = own("do_sample").and_then(Value::as_bool) == Some(false);
     let defaults = SamplingParams::default();
     let top_k = own("top_k").and_then(Value::as_u64).filter(|&k| k > 0);
-    let sampling = SamplingParams {
+    SamplingParams {
         temperature: match greedy {
             true => 0.0,
             false => float("temperature").unwrap_or(defaults.temperature),
@@ -75,11 +85,5 @@ fn request(opened: &Opened) -> GenerateRequest {
         min_p: float("min_p").unwrap_or(defaults.min_p),
         repetition_penalty: float("repetition_penalty").unwrap_or(defaults.repetition_penalty),
         ..defaults
-    };
-    GenerateRequest {
-        sampling,
-        n: 1,
-        skip_special_tokens: true,
-        ..GenerateRequest::default()
     }
 }

@@ -9,7 +9,7 @@ use scrimp_server::{Ending, Metrics, ServerConfig};
 
 use crate::args::ServeArgs;
 use crate::launch::{Settings, launch};
-use crate::{opened, terminal};
+use crate::{opened, prompting, terminal};
 
 /// Runs until SIGTERM or SIGINT.
 pub fn serve(args: &ServeArgs) -> Result<()> {
@@ -33,6 +33,7 @@ pub fn serve(args: &ServeArgs) -> Result<()> {
         address: SocketAddr::from((args.host, args.port)),
         api_key: args.api_key.clone(),
         served_model_names: names,
+        default_sampling: prompting::sampling(&opened),
         max_body_bytes: args.max_body_bytes,
         max_queue: args.max_queue,
         request_timeout: Some(Duration::from_secs(args.request_timeout)),

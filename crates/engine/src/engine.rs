@@ -152,6 +152,8 @@ impl Engine {
         match self.admit(id, request) {
             Ok(sequences) => {
                 self.requests.insert(id, Running { sink, sequences });
+                // Its first step may take long, and it waits from now on.
+                self.publish();
             }
             Err(error) => {
                 // Nobody to tell is nobody's loss.
