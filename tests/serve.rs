@@ -232,7 +232,14 @@ fn many_clients_on_a_small_pool_get_what_each_gets_alone() {
     let request = |i: usize| {
         let sampled = json!({"temperature": 0.9, "seed": i});
         let words = format!("Client {i}: {}", "ship ".repeat(3 + i % 5));
-        question(&words, if i.is_multiple_of(3) { sampled } else { json!({}) })
+        question(
+            &words,
+            if i.is_multiple_of(3) {
+                sampled
+            } else {
+                json!({})
+            },
+        )
     };
     let roomy = Server::start(&[]);
     let alone: Vec<_> = (0..32)
