@@ -47,7 +47,8 @@ pub enum Command {
 /// Which model, and what it may use.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
-    /// A GGUF or safetensors file, a model folder, or a hub id (org/name[@revision][:file.gguf]).
+    /// A GGUF or safetensors file, a model folder, or a model on a hub: org/name, org/name@revision,
+    /// org/name:file.gguf.
     #[arg(short, long, value_name = "PATH|ID", env = "SCRIMP_MODEL")]
     pub model: String,
     /// Most memory to use, such as 4GiB: weights, KV cache, activations, everything. The budget
