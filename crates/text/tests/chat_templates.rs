@@ -141,6 +141,41 @@ fn templates_that_do_not_end_are_stopped() {
     }
 }
 
+/// Lists share what they hold: 60 of them nested, two places each, are 2^60 items to write.
+#[test]
+fn values_that_are_huge_when_written_are_stopped() {
+    for used in [
+        "{{ ns.x }}",
+        "{{ {'a': [ns.x]} }}",
+        "{{ ns.x | string | length }}",
+        "{{ ns.x | tojson | length }}",
+        "{{ ns.x | tojson(sort_keys=true, indent=4) }}",
+        "{{ raise_exception(ns.x) }}",
+        "{% set text %}{{ ns.x }}{% endset %}",
+    ] {
+        let source = format!(
+            "{{% set ns = namespace(x=[1]) %}}{{% for i in range(60) %}}\
+             {{% set ns.x = [ns.x, ns.x] %}}{{% endfor %}}{used}"
+        );
+        assert!(
+            matches!(render(&source), Err(TemplateError::TooMuchOutput { .. })),
+            "{used}"
+        );
+    }
+}
+
+#[test]
+fn values_nested_too_deeply_are_errors() {
+    for used in ["{{ ns.x }}", "{{ ns.x | tojson }}", "{{ ns.x | string }}"] {
+        let source = format!(
+            "{{% set ns = namespace(x=[1]) %}}{{% for i in range(20000) %}}\
+             {{% set ns.x = [ns.x] %}}{{% endfor %}}{used}"
+        );
+        let error = render(&source).unwrap_err().to_string();
+        assert!(error.contains("nested too deeply"), "{used}: {error}");
+    }
+}
+
 #[test]
 fn broken_templates_are_errors() {
     let deep = format!("{{{{ {}1{} }}}}", "(".repeat(20_000), ")".repeat(20_000));

@@ -30,13 +30,13 @@ pub(super) fn environment() -> Environment<'static> {
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     env.set_formatter(|out, _state, value| match value.as_str() {
         Some(text) => Ok(out.write_str(text)?),
-        None => {
-            let mut text = String::new();
-            python::write_str(&mut text, value)?;
-            Ok(out.write_str(&text)?)
-        }
+        None => Ok(out.write_str(&python::to_str(value)?)?),
     });
     env.add_filter("tojson", to_json);
+    env.add_filter("string", |value: Value| match value.as_str() {
+        Some(_) => Ok(value),
+        None => python::to_str(&value).map(Value::from),
+    });
     env.add_function("raise_exception", raise_exception);
     env
 }
@@ -53,9 +53,9 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-fn raise_exception(message: String) -> Result<Value, Error> {
+fn raise_exception(message: Value) -> Result<Value, Error> {
     let error = Error::new(ErrorKind::InvalidOperation, "raise_exception");
-    Err(error.with_source(Refusal(message)))
+    Err(error.with_source(Refusal(python::to_str(&message)?)))
 }
 
 /// `tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`; unlike
@@ -86,6 +86,8 @@ fn to_json(value: Value, positional: Rest<Value>, options: Kwargs) -> Result<Str
     let json = match sorts {
         false => python::json_dumps(&value, style)?,
         true => {
+            // A list may hold the same list many times over: what is small here can be huge there.
+            python::json_dumps(&value, style.clone())?;
             let plain = serde_json::to_value(&value)
                 .map_err(|e| Error::new(ErrorKind::BadSerialization, format!("tojson: {e}")))?;
             python::json_dumps(&python::sorted(plain), style)?

@@ -3,7 +3,8 @@
 //! Templates come with the model and are Jinja2 programs written for Hugging Face's
 //! `apply_chat_template`; the output here is the same, byte for byte. They are run in bounds:
 //! steps, recursion and output are limited, nothing outside the conversation can be reached, and
-//! the clock is an argument.
+//! the clock is an argument. One hole is left: values nested many thousands deep, or shared over
+//! and over, that the template engine itself prints (`~`, `join`), hashes or frees (fuzz/README.md).
 
 mod arguments;
 mod functions;
@@ -230,11 +231,7 @@ impl ChatTemplate {
             Some(_) if self.has_tool_use => TOOL_USE,
             _ => DEFAULT,
         };
-        let mut out = Limited {
-            bytes: vec![],
-            limit: MAX_OUTPUT_BYTES,
-            is_full: false,
-        };
+        let mut out = Limited::new(MAX_OUTPUT_BYTES);
         let rendered = self.env.get_template(name).and_then(|template| {
             template
                 .render_captured_to(self.context(input), &mut out)
@@ -306,6 +303,16 @@ struct Limited {
     is_full: bool,
 }
 
+impl Limited {
+    fn new(limit: usize) -> Self {
+        Self {
+            bytes: vec![],
+            limit,
+            is_full: false,
+        }
+    }
+}
+
 impl io::Write for &mut Limited {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if bytes.len() > self.limit - self.bytes.len() {
@@ -331,6 +338,9 @@ fn render_error(error: &minijinja::Error) -> TemplateError {
             return TemplateError::Refused {
                 message: refusal.0.clone(),
             };
+        }
+        if let Some(python::TooLong(limit)) = e.downcast_ref() {
+            return TemplateError::TooMuchOutput { limit: *limit };
         }
         cause = e.source();
     }

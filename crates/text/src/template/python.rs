@@ -1,22 +1,56 @@
 //! Values written the way Python writes them: templates are made for Jinja2, where printing a
 //! value calls `str` and `tojson` calls `json.dumps`.
+//!
+//! Lists share what they hold, so a template of 100 bytes can make a value whose text would fill
+//! any memory, at no cost in steps. Both writers therefore stop at a length and a depth.
 
-use std::fmt::Write as _;
-use std::io;
+use std::fmt;
+use std::io::{self, Write as _};
 
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
+use super::{Limited, MAX_OUTPUT_BYTES};
+
+/// How deep values may be nested; Python's own limit is 1000, JSON requests are limited to 128.
+const MAX_DEPTH: usize = 200;
+
+/// A value's text would be longer than this many bytes.
+#[derive(Debug)]
+pub(super) struct TooLong(pub usize);
+
+impl fmt::Display for TooLong {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "the text of a value is over {} bytes", self.0)
+    }
+}
+
+impl std::error::Error for TooLong {}
+
 /// `json.dumps(value, ensure_ascii=False, indent=indent, separators=…)`.
 pub(super) fn json_dumps(value: &impl Serialize, style: JsonStyle) -> Result<String, Error> {
-    let mut json = Vec::new();
-    let mut serializer = serde_json::Serializer::with_formatter(&mut json, style);
-    let failed =
-        |e: &dyn std::fmt::Display| Error::new(ErrorKind::BadSerialization, format!("tojson: {e}"));
-    value.serialize(&mut serializer).map_err(|e| failed(&e))?;
-    String::from_utf8(json).map_err(|e| failed(&e))
+    write_limited(|out| {
+        let mut serializer = serde_json::Serializer::with_formatter(out, style);
+        value.serialize(&mut serializer).map_err(|e| {
+            Error::new(ErrorKind::BadSerialization, format!("tojson: {e}")).with_source(e)
+        })
+    })
+}
+
+/// What `write` writes, if it is not too long.
+fn write_limited(
+    write: impl FnOnce(&mut &mut Limited) -> Result<(), Error>,
+) -> Result<String, Error> {
+    let mut out = Limited::new(MAX_OUTPUT_BYTES);
+    let written = write(&mut &mut out);
+    if out.is_full {
+        let error = Error::new(ErrorKind::InvalidOperation, "a value's text is too long");
+        return Err(error.with_source(TooLong(out.limit)));
+    }
+    written?;
+    String::from_utf8(out.bytes).map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))
 }
 
 /// Python's choice of separators and indentation.
@@ -48,6 +82,9 @@ impl JsonStyle {
     }
 
     fn open<W: ?Sized + io::Write>(&mut self, out: &mut W, bracket: &[u8]) -> io::Result<()> {
+        if self.depth == MAX_DEPTH {
+            return Err(io::Error::other("value is nested too deeply"));
+        }
         self.depth += 1;
         self.has_items = false;
         out.write_all(bracket)
@@ -141,23 +178,17 @@ pub(super) fn sorted(value: serde_json::Value) -> serde_json::Value {
     }
 }
 
-/// How deep `repr` goes; Python's own limit is 1000, JSON requests are limited to 128.
-const MAX_DEPTH: usize = 200;
-
-/// Writes `str(value)`.
-pub(super) fn write_str(out: &mut String, value: &Value) -> Result<(), Error> {
+/// `str(value)`.
+pub(super) fn to_str(value: &Value) -> Result<String, Error> {
     match (value.kind(), value.as_str()) {
-        (ValueKind::Undefined, _) => Ok(()),
-        (_, Some(text)) => {
-            out.push_str(text);
-            Ok(())
-        }
-        _ => write_repr(out, value, 0),
+        (ValueKind::Undefined, _) => Ok(String::new()),
+        (_, Some(text)) => Ok(text.to_owned()),
+        _ => write_limited(|out| write_repr(out, value, 0)),
     }
 }
 
 /// Writes `repr(value)`.
-fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
+fn write_repr(out: &mut &mut Limited, value: &Value, depth: usize) -> Result<(), Error> {
     if depth > MAX_DEPTH {
         return Err(Error::new(
             ErrorKind::InvalidOperation,
@@ -165,50 +196,54 @@ fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error
         ));
     }
     match value.kind() {
-        ValueKind::None => out.push_str("None"),
-        ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
-        ValueKind::String => write_quoted(out, value.as_str().unwrap_or_default()),
+        ValueKind::None => put(out, "None"),
+        ValueKind::Bool => put(out, if value.is_true() { "True" } else { "False" }),
+        ValueKind::String => put(out, &quoted(value.as_str().unwrap_or_default())),
         ValueKind::Number if !value.is_integer() => {
-            out.push_str(&float_repr(f64::try_from(value.clone())?));
+            put(out, &float_repr(f64::try_from(value.clone())?))
         }
         ValueKind::Seq => write_items(out, "[", "]", value, |out, item| {
             write_repr(out, &item, depth + 1)
-        })?,
+        }),
         ValueKind::Map => write_items(out, "{", "}", value, |out, key| {
             write_repr(out, &key, depth + 1)?;
-            out.push_str(": ");
+            put(out, ": ")?;
             write_repr(out, &value.get_item(&key)?, depth + 1)
-        })?,
-        _ => out.push_str(&value.to_string()),
+        }),
+        _ => put(out, &value.to_string()),
     }
-    Ok(())
+}
+
+fn put(out: &mut &mut Limited, text: &str) -> Result<(), Error> {
+    let failed = |e: io::Error| Error::new(ErrorKind::WriteFailure, e.to_string());
+    out.write_all(text.as_bytes()).map_err(failed)
 }
 
 fn write_items(
-    out: &mut String,
+    out: &mut &mut Limited,
     open: &str,
     close: &str,
     value: &Value,
-    mut write_item: impl FnMut(&mut String, Value) -> Result<(), Error>,
+    mut write_item: impl FnMut(&mut &mut Limited, Value) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    out.push_str(open);
+    put(out, open)?;
     for (i, item) in value.try_iter()?.enumerate() {
         if i > 0 {
-            out.push_str(", ");
+            put(out, ", ")?;
         }
         write_item(out, item)?;
     }
-    out.push_str(close);
-    Ok(())
+    put(out, close)
 }
 
 /// A string literal: single quotes, unless only they are inside.
-fn write_quoted(out: &mut String, text: &str) {
+fn quoted(text: &str) -> String {
     let quote = if text.contains('\'') && !text.contains('"') {
         '"'
     } else {
         '\''
     };
+    let mut out = String::with_capacity(text.len() + 2);
     out.push(quote);
     for c in text.chars() {
         match c {
@@ -218,13 +253,13 @@ fn write_quoted(out: &mut String, text: &str) {
             '\\' => out.push_str("\\\\"),
             c if c == quote => out.extend(['\\', c]),
             c if c.is_control() && (c as u32) < 0x100 => {
-                // Writing to a string cannot fail.
-                let _ = write!(out, "\\x{:02x}", c as u32);
+                out.push_str(&format!("\\x{:02x}", c as u32));
             }
             c => out.push(c),
         }
     }
     out.push(quote);
+    out
 }
 
 /// `repr(float)`: the shortest digits that read back, in exponent form outside 1e-4..1e16.
@@ -299,10 +334,8 @@ mod tests {
     #[test]
     fn printing_as_python_does() {
         let value = json!([null, true, 1, 1.0, "it's", "a\"'\n\u{1}", {"k": [false]}]);
-        let mut out = String::new();
-        write_str(&mut out, &Value::from(Serde(value))).unwrap();
         assert_eq!(
-            out,
+            to_str(&Value::from(Serde(value))).unwrap(),
             r#"[None, True, 1, 1.0, "it's", 'a"\'\n\x01', {'k': [False]}]"#
         );
     }
