@@ -73,7 +73,8 @@ impl AddedTokens {
                 continue;
             }
             if token.lstrip {
-                start = text[..start].trim_end().len().max(done);
+                // Never looks behind `done`: white space before many tokens is passed over once.
+                start = done + text[done..start].trim_end().len();
             }
             if token.rstrip {
                 end = text.len() - text[end..].trim_start().len();
@@ -151,6 +152,16 @@ mod tests {
             ..token(1, "day")
         };
         assert_eq!(parts(vec![word], "monday day"), ["0:monday ", "1"]);
+    }
+
+    #[test]
+    fn white_space_that_is_a_token_takes_linear_time() {
+        let space = AddedToken {
+            lstrip: true,
+            ..token(1, " ")
+        };
+        let text = " ".repeat(4_000_000);
+        assert_eq!(parts(vec![space], &text).len(), text.len());
     }
 
     #[test]
