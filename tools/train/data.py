@@ -45,11 +45,12 @@ def longest(step: int, warm: int) -> int:
 def training_batch(step: int, seed: int, tokens: int, warm: int, tokenizer: Tokenizer) -> Batch:
     """The batch of an optimizer step: a function of (step, seed), so that resuming needs no state.
 
-    Half the batches are of any length up to the curriculum's longest, half lean towards it.
+    Half the batches are of any length up to the curriculum's longest, half lean towards short chains,
+    which show many beginnings and ends.
     """
     rng = random.Random(f"{seed}/{step}")
     top = longest(step, warm)
-    steps = rng.randint(1, top) if rng.random() < 0.5 else rng.randint(top // 2, top)
+    steps = rng.randint(1, top) if rng.random() < 0.5 else int(top ** rng.random())
     count = max(4, tokens // (40 + 16 * steps))
     families = rng.choices(FAMILIES, weights=[SHARES[f] for f in FAMILIES], k=count)
     return collate([problem(f, steps, "train", rng.getrandbits(48)) for f in families], tokenizer)

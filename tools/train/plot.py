@@ -1,4 +1,4 @@
-"""Draws the loss curve and the validation accuracy of a run: python tools/train/plot.py LOG.csv PICTURE.png"""
+"""Draws a run's loss and curriculum: python tools/train/plot.py LOG.csv PICTURE.png"""
 
 from __future__ import annotations
 
@@ -10,21 +10,17 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from problems import FAMILIES
-
 
 def main(log: str, picture: str) -> None:
     with open(log, newline="") as f:
         rows = list(csv.DictReader(f))
-    lengths = sorted({int(k.rpartition("_")[2]) for k in rows[0] if k.rpartition("_")[2].isdigit()})
+    tokens = [float(r["tokens"]) / 1e6 for r in rows]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
-    left.semilogy([float(r["tokens"]) / 1e6 for r in rows], [float(r["loss"]) for r in rows], color="black", linewidth=1)
+    left.semilogy(tokens, [float(r["loss"]) for r in rows], color="black", linewidth=1)
     left.set(xlabel="tokens (millions)", ylabel="loss on the completion (nats a token)", title="Training loss")
-    measured = [r for r in rows if r[f"{FAMILIES[0]}_{lengths[0]}"]]
-    for length in lengths:
-        mean = [sum(float(r[f"{f}_{length}"]) for f in FAMILIES) / len(FAMILIES) for r in measured]
-        right.plot([float(r["tokens"]) / 1e6 for r in measured], mean, label=f"{length} steps")
-    right.set(xlabel="tokens (millions)", ylabel="whole chain right", ylim=(0, 1.02), title="Validation, mean of the families")
+    right.plot(tokens, [int(r["longest"]) for r in rows], color="tab:blue", label="longest chain (steps)")
+    right.plot(tokens, [10 * float(r["lr_factor"]) for r in rows], color="tab:orange", label="10 x rate factor")
+    right.set(xlabel="tokens (millions)", ylim=(0, None), title="Curriculum and learning rate")
     right.legend()
     for axes in (left, right):
         axes.grid(alpha=0.3)

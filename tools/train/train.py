@@ -4,7 +4,8 @@
 
 Stops at --steps, or on SIGTERM after saving; the same command goes on from the last checkpoint.
 The rate rises over --warmup steps, stays, and falls to zero over the last --decay steps: to train
-longer, give a larger --steps before the decay has begun.
+longer, give a larger --steps before the decay has begun. On a machine that is shared, where nobody
+knows how many steps an hour brings, --minutes and --decay-minutes end the run by the clock.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import export
 from data import Batch, collate, longest, training_batch
 from model import Config, Ponder
 from optim import optimizers
-from problems import FAMILIES, problem
+from problems import FAMILIES, MAX_STEPS, label, problem
 
 EVAL_STEPS = (4, 16, 32, 48, 64)
 COLUMNS = ["step", "tokens", "seconds", "longest", "lr_factor", "loss"] + [f"{f}_{n}" for f in FAMILIES for n in EVAL_STEPS]
@@ -46,24 +47,40 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--steps", type=int, default=8000)
     p.add_argument("--warmup", type=int, default=100)
     p.add_argument("--decay", type=int, default=1500)
+    p.add_argument("--minutes", type=float, default=None, help="stop this long after the start of this call")
+    p.add_argument("--decay-minutes", type=float, default=20)
     p.add_argument("--tokens", type=int, default=4096, help="tokens a batch, about")
     p.add_argument("--curriculum", type=int, default=1500, help="steps until the longest chains are reached")
     p.add_argument("--muon-lr", type=float, default=4e-3)
     p.add_argument("--adam-lr", type=float, default=3e-3)
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--eval-every", type=int, default=250)
+    p.add_argument("--eval-every", type=int, default=500)
     p.add_argument("--save-minutes", type=float, default=3)
     p.add_argument("--export-minutes", type=float, default=30)
     p.add_argument("--export-to", type=Path, default=None, help="folder of the exports (OUT/export)")
     return p.parse_args()
 
 
-def loss_of(model: Ponder, batch: Batch) -> torch.Tensor:
-    """Mean cross-entropy over the completion's tokens."""
+def token_weights(tokenizer: Tokenizer) -> torch.Tensor:
+    """[vocab] each target's weight in the loss.
+
+    A chain has hundreds of tokens and one end, and a missed end spoils all of it: the end weighs 16
+    times a usual token, a step's label, which says that this is not the end, twice.
+    """
+    weights = torch.ones(tokenizer.get_vocab_size())
+    weights[tokenizer.token_to_id(build_tokenizer.END_THINK)] = 16.0
+    for i in range(MAX_STEPS):
+        (token,) = tokenizer.encode(f" {label(i)})", add_special_tokens=False).ids
+        weights[token] = 2.0
+    return weights
+
+
+def loss_of(model: Ponder, batch: Batch, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted mean cross-entropy over the completion's tokens."""
     kept = (batch.targets.flatten() >= 0).nonzero().flatten()
     hidden = model.hidden(batch.ids).flatten(0, 1).index_select(0, kept)
-    return F.cross_entropy(model.lm_head(hidden).float(), batch.targets.flatten()[kept])
+    return F.cross_entropy(model.lm_head(hidden).float(), batch.targets.flatten()[kept], weights)
 
 
 @torch.no_grad()
@@ -79,7 +96,7 @@ def exact(model: Ponder, batch: Batch) -> torch.Tensor:
     return (best == batch.targets).all(1)
 
 
-def validate(model: Ponder, tokenizer: Tokenizer, count: int = 24) -> dict[str, float]:
+def validate(model: Ponder, tokenizer: Tokenizer, count: int = 16) -> dict[str, float]:
     """Exact-chain accuracy by family and length, on validation problems."""
     scores = {}
     for family in FAMILIES:
@@ -89,9 +106,18 @@ def validate(model: Ponder, tokenizer: Tokenizer, count: int = 24) -> dict[str, 
     return scores
 
 
+BEGAN = time.monotonic()
+
+
+def seconds_left(args: argparse.Namespace) -> float:
+    """Until the end that --minutes sets."""
+    return float("inf") if args.minutes is None else BEGAN + 60 * args.minutes - time.monotonic()
+
+
 def rate(step: int, args: argparse.Namespace) -> float:
     """The learning rates' factor at a step."""
-    return min(1.0, (step + 1) / args.warmup, max(0.0, (args.steps - step) / args.decay))
+    left = min((args.steps - step) / args.decay, seconds_left(args) / (60 * args.decay_minutes))
+    return min(1.0, (step + 1) / args.warmup, max(0.0, left))
 
 
 @torch.no_grad()
@@ -108,6 +134,7 @@ class Run:
         self.args = args
         torch.manual_seed(args.seed)
         self.tokenizer = build_tokenizer.build()
+        self.weights = token_weights(self.tokenizer)
         self.model = Ponder(Config(vocab_size=self.tokenizer.get_vocab_size()))
         self.optimizers = optimizers(self.model, args.muon_lr, args.adam_lr)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
@@ -143,7 +170,7 @@ class Run:
         """One optimizer step; returns the loss."""
         args, factor = self.args, rate(self.step, self.args)
         batch = training_batch(self.step, args.seed, args.tokens, args.curriculum, self.tokenizer)
-        loss = loss_of(self.model, batch)
+        loss = loss_of(self.model, batch, self.weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
         for optimizer in self.optimizers:
@@ -151,7 +178,7 @@ class Run:
                 group["lr"] = group["peak"] * factor
             optimizer.step()
             optimizer.zero_grad()
-        if self.step < args.steps - args.decay:
+        if factor == 1.0:
             balance(self.model)
         self.step += 1
         self.tokens += batch.ids.numel()
@@ -180,7 +207,7 @@ def main() -> None:
     if run.step == 0:
         run.export()
     average = None
-    while run.step < args.steps and not stopping:
+    while run.step < args.steps and seconds_left(args) > 0 and not stopping:
         began = time.monotonic()
         loss = run.advance()
         run.seconds += time.monotonic() - began
