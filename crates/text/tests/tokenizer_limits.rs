@@ -118,6 +118,38 @@ fn broken(change: impl FnOnce(&mut Value)) -> TokenizerError {
 }
 
 #[test]
+fn the_library_pads_and_truncates_nothing() {
+    let mut json: Value = serde_json::from_slice(&read("qwen.json")).unwrap();
+    json["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\s+(?=a)|\S+|\s+".into();
+    let load = |json: &Value| {
+        Tokenizer::from_json(json.to_string().as_bytes(), &TokenizerConfig::default()).unwrap()
+    };
+    let plain = load(&json).encode("the answer", false).unwrap();
+    json["padding"] = json!({"strategy": {"Fixed": 1u64 << 40}, "direction": "Right",
+        "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "a"});
+    json["truncation"] = json!({"direction": "Right", "max_length": 1,
+        "strategy": "LongestFirst", "stride": 0});
+    assert!(plain.len() > 1);
+    assert_eq!(load(&json).encode("the answer", false).unwrap(), plain);
+}
+
+#[test]
+fn steps_that_would_exhaust_memory_or_stack_are_errors() {
+    let doubling = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"});
+    let by_regex = json!({"type": "Replace", "pattern": {"Regex": "a"}, "content": "aa"});
+    for step in [doubling, by_regex] {
+        let error = broken(|j| {
+            j["normalizer"] = json!({"type": "Sequence", "normalizers": vec![step; 40]});
+        });
+        assert!(error.to_string().contains("times longer"), "{error}");
+    }
+    let digits = json!({"type": "Digits", "individual_digits": true});
+    let nested = json!({"type": "Sequence", "pretokenizers": vec![digits; 50_000]});
+    let error = broken(|j| j["pre_tokenizer"]["pretokenizers"][0] = nested);
+    assert!(error.to_string().contains("50001 pretokenizers"), "{error}");
+}
+
+#[test]
 fn broken_json_files_are_errors() {
     let json = read("qwen.json");
     for len in [0, 1, 100, json.len() / 2, json.len() - 2] {

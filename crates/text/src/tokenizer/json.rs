@@ -63,6 +63,13 @@ enum Merge {
     Pair(String, String),
 }
 
+/// Steps that a normalizer or a pre-tokenizer may have: published ones have at most 6, and each
+/// costs a stack frame.
+const MAX_STEPS: usize = 64;
+
+/// How many times longer a normalizer may make a text; SentencePiece's makes it up to 12.
+const MAX_GROWTH: usize = 64;
+
 /// Reads tokenizer.json.
 pub(super) fn load(json: &[u8]) -> Result<Inner, TokenizerError> {
     let file: File = serde_json::from_slice(json).map_err(|source| TokenizerError::Json {
@@ -72,6 +79,7 @@ pub(super) fn load(json: &[u8]) -> Result<Inner, TokenizerError> {
     let (spelling, strips_space) = decoder(&file.decoder).ok_or_else(|| {
         TokenizerError::unsupported(format!("its decoder is {}", brief(&file.decoder)))
     })?;
+    check_steps(&file)?;
     let parts = model(file.model)?;
     let vocab = vocab(&parts, &file.added_tokens, spelling)?;
     let (prefix, suffix) = affixes(&file.post_processor);
@@ -95,9 +103,7 @@ pub(super) fn load(json: &[u8]) -> Result<Inner, TokenizerError> {
             )?))
         }
         // The library runs what we do not; `bpe` has shown that its merges are sound.
-        _ => Encoder::Library(Box::new(
-            tokenizers::Tokenizer::from_bytes(json).map_err(TokenizerError::library)?,
-        )),
+        _ => Encoder::Library(Box::new(library(json)?)),
     };
     Ok(Inner {
         encoder,
@@ -108,6 +114,47 @@ pub(super) fn load(json: &[u8]) -> Result<Inner, TokenizerError> {
         bos: None,
         strips_space,
     })
+}
+
+/// Refuses steps that would exhaust the stack or the memory, whoever runs them.
+fn check_steps(file: &File) -> Result<(), TokenizerError> {
+    let steps = [
+        (&file.normalizer, "normalizers"),
+        (&file.pre_tokenizer, "pretokenizers"),
+    ];
+    for (part, name) in steps {
+        let count = leaves(part, name);
+        if count > MAX_STEPS {
+            let what = format!("it has {count} {name}, over {MAX_STEPS}");
+            return Err(TokenizerError::invalid(what));
+        }
+    }
+    let growth = normalize::growth(&file.normalizer);
+    if growth > MAX_GROWTH {
+        let what =
+            format!("its normalizer makes text up to {growth} times longer, over {MAX_GROWTH}");
+        return Err(TokenizerError::invalid(what));
+    }
+    Ok(())
+}
+
+/// The parts of a sequence, and of the sequences in it.
+fn leaves(part: &Value, name: &str) -> usize {
+    match part.get(name).and_then(Value::as_array) {
+        Some(parts) => parts.iter().map(|part| leaves(part, name)).sum(),
+        None => 1,
+    }
+}
+
+/// The library's own tokenizer, without the padding and the truncation that a file may ask for:
+/// those are for training, and padding may be of any length.
+fn library(json: &[u8]) -> Result<tokenizers::Tokenizer, TokenizerError> {
+    let mut library = tokenizers::Tokenizer::from_bytes(json).map_err(TokenizerError::library)?;
+    library.with_padding(None);
+    library
+        .with_truncation(None)
+        .map_err(TokenizerError::library)?;
+    Ok(library)
 }
 
 fn model(file: ModelFile) -> Result<BpeParts, TokenizerError> {

@@ -75,6 +75,32 @@ fn parse_into(normalizer: &Value, steps: &mut Vec<Normalizer>) -> Option<()> {
     Some(())
 }
 
+/// How many times longer a tokenizer.json's `normalizer` may make a text by what it inserts, also
+/// by steps that are not in [`Normalizer`].
+pub(super) fn growth(normalizer: &Value) -> usize {
+    let len = |key: &str| normalizer.get(key).and_then(Value::as_str).map(str::len);
+    match normalizer.get("type").and_then(Value::as_str) {
+        Some("Sequence") => match normalizer.get("normalizers").and_then(Value::as_array) {
+            Some(parts) => parts
+                .iter()
+                .fold(1, |all, part| all.saturating_mul(growth(part))),
+            None => 1,
+        },
+        Some("Prepend") => 1 + len("prepend").unwrap_or(0),
+        Some("Replace") => {
+            let pattern = normalizer.get("pattern");
+            let from = pattern.and_then(|p| p.get("String")?.as_str());
+            let content = len("content").unwrap_or(0);
+            match from.map_or(0, str::len) {
+                // A regular expression may match between any two bytes.
+                0 => 1 + content,
+                from => content.div_ceil(from).max(1),
+            }
+        }
+        _ => 1,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
