@@ -148,9 +148,9 @@ impl Completion {
         &self.request.sampling
     }
 
-    /// Notes the first step that the completion takes part in.
-    pub fn started(&mut self, now: Instant) {
-        self.times.started.get_or_insert(now);
+    /// Notes a step that the completion takes part in; returns when it took part first.
+    pub fn started(&mut self, now: Instant) -> Instant {
+        *self.times.started.get_or_insert(now)
     }
 
     /// What the sampler has to know, without the tokens so far. A chain whose budget is spent
@@ -241,12 +241,7 @@ impl Completion {
     pub fn flush(&mut self) -> Option<Delta> {
         let mut delta = Delta::default();
         let text = self.detokenizer.finish();
-        let mut pieces = if text.is_empty() {
-            Vec::new()
-        } else {
-            self.parser.push(&text)
-        };
-        pieces.extend(self.parser.finish());
+        let pieces = self.parser.finish(&text);
         if !self.route(pieces, &mut delta) {
             delta.answer.push_str(&self.stop.finish());
         }

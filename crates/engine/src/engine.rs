@@ -221,8 +221,15 @@ impl Engine {
             self.finish(finished);
         }
         for scheduled in &step.scheduled {
-            if let Some(completion) = self.completions.get_mut(&scheduled.id) {
-                completion.started(started);
+            let Some(completion) = self.completions.get_mut(&scheduled.id) else {
+                continue;
+            };
+            // Those that share its prompt have waited no longer than it.
+            let first = completion.started(started);
+            for fork in &scheduled.forks {
+                if let Some(completion) = self.completions.get_mut(fork) {
+                    completion.started(first);
+                }
             }
         }
         if step.is_empty() {

@@ -234,24 +234,24 @@ impl GenerateRequest {
             return Err(RequestError::UnknownToken { token, vocab_size });
         }
         self.sampling.validate(vocab_size)?;
-        let parameter = |field, value: usize, allowed: String| {
+        let parameter = |field, value: String, allowed: String| {
             Err(RequestError::Parameter {
                 field,
-                value: value.to_string(),
+                value,
                 allowed,
             })
         };
         if !(1..=MAX_N).contains(&self.n) {
-            return parameter("n", self.n, format!("from 1 to {MAX_N}"));
+            return parameter("n", self.n.to_string(), format!("from 1 to {MAX_N}"));
         }
         if self.max_tokens == Some(0) {
-            return parameter("max_tokens", 0, "at least 1".into());
+            return parameter("max_tokens", "0".into(), "at least 1".into());
         }
         if self.stop.len() > MAX_STOP.0 {
             return parameter(
                 "stop",
-                self.stop.len(),
-                format!("at most {} texts", MAX_STOP.0),
+                format!("a list of {} texts", self.stop.len()),
+                format!("at most {}", MAX_STOP.0),
             );
         }
         match self
@@ -261,8 +261,8 @@ impl GenerateRequest {
         {
             Some(text) => parameter(
                 "stop",
-                text.len(),
-                format!("texts of 1 to {} bytes", MAX_STOP.1),
+                format!("a text of {} bytes", text.len()),
+                format!("of 1 to {}", MAX_STOP.1),
             ),
             None => Ok(()),
         }

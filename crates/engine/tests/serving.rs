@@ -288,6 +288,11 @@ fn n_samples_differ_by_their_seeds_and_share_the_prompt() {
         );
     }
     assert_eq!(answers.usages[1].cached_tokens, request.prompt.len());
+    for usage in &answers.usages {
+        // Made one after another, they started as one.
+        assert!(usage.queue_time <= answers.usages[0].queue_time);
+        assert!(!usage.prefill_time.is_zero());
+    }
     assert_eq!(alone(&request).with_times_of(&answers), answers);
 }
 
@@ -328,18 +333,20 @@ fn a_spent_thinking_budget_closes_the_chain_and_goes_on_to_the_answer() {
 
 #[test]
 fn a_chain_that_is_cut_is_all_reasoning() {
-    let request = GenerateRequest {
-        reasoning: Reasoning::Thinking,
-        n: 1,
-        ..request(2)
-    };
-    let answers = alone(&request);
-    assert!(!answers.texts[0].0.is_empty() && answers.texts[0].1.is_empty());
-    assert_eq!(answers.reasons[0], Some(FinishReason::Length));
-    assert_eq!(
-        answers.usages[0].reasoning_tokens,
-        request.max_tokens.unwrap()
-    );
+    // Some of these end within a character, whose text then comes with no token of its own.
+    for length in 1..40 {
+        let request = GenerateRequest {
+            reasoning: Reasoning::Thinking,
+            max_tokens: Some(length),
+            n: 1,
+            ..request(2)
+        };
+        let answers = alone(&request);
+        let (reasoning, answer) = &answers.texts[0];
+        assert!(!reasoning.is_empty() && answer.is_empty());
+        assert_eq!(answers.reasons[0], Some(FinishReason::Length));
+        assert_eq!(answers.usages[0].reasoning_tokens, length);
+    }
 }
 
 #[test]

@@ -147,9 +147,11 @@ impl ReasoningParser {
         deltas
     }
 
-    /// Ends the stream: what was held back comes out as what it would have been.
-    pub fn finish(&mut self) -> Vec<Delta> {
+    /// Ends the stream with `rest`, text that was due to tokens already taken; what was held back
+    /// comes out as what it would have been.
+    pub fn finish(&mut self, rest: &str) -> Vec<Delta> {
         let mut deltas = Vec::new();
+        self.feed(rest, &mut deltas);
         match &mut self.state {
             State::Start { held, .. } => emit(&mut deltas, Delta::Answer(std::mem::take(held))),
             State::Thinking { end, newlines } => {
@@ -298,7 +300,7 @@ mod tests {
         let mut parser = ReasoningParser::new(Some(format()), is_open);
         let (mut reasoning, mut answer) = (String::new(), String::new());
         let mut deltas: Vec<Delta> = pieces.iter().flat_map(|p| parser.push(p)).collect();
-        deltas.extend(parser.finish());
+        deltas.extend(parser.finish(""));
         for delta in deltas {
             match delta {
                 Delta::Reasoning(text) => {
@@ -383,7 +385,7 @@ mod tests {
         let mut parser = ReasoningParser::new(None, false);
         let text = "\n<think>\nx</think>\n";
         assert_eq!(parser.push(text), [Delta::Answer(text.into())]);
-        assert!(parser.finish().is_empty());
+        assert!(parser.finish("").is_empty());
     }
 
     #[test]

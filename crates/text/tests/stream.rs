@@ -28,8 +28,7 @@ fn respond(tokenizer: &Tokenizer, text: &str, is_open: bool) -> (String, String,
         .iter()
         .flat_map(|&id| parser.push(stream.push(id)))
         .collect();
-    deltas.extend(parser.push(&stream.finish()));
-    deltas.extend(parser.finish());
+    deltas.extend(parser.finish(&stream.finish()));
     for delta in deltas {
         match delta {
             Delta::Reasoning(text) => reasoning += &text,
