@@ -37,6 +37,8 @@ pub struct Settings {
     pub max_model_len: Option<usize>,
     /// No sequence will be longer than this, so no more cache is needed.
     pub needed_len: Option<usize>,
+    /// Heap that requests take before the engine has them: bodies, prompts on their way to tokens.
+    pub request_bytes: usize,
     /// Cache and batch.
     pub cache: CacheArgs,
 }
@@ -64,6 +66,7 @@ impl Settings {
             },
             max_model_len: model.max_model_len,
             needed_len: None,
+            request_bytes: 0,
             cache: cache.clone(),
         }
     }
@@ -123,7 +126,7 @@ pub fn load(opened: &Opened, settings: &Settings) -> Result<Loaded> {
     }
     let longest = settings
         .needed_len
-        .map_or(longest, |needed| needed.clamp(1, longest));
+        .map_or(longest, |needed| needed.max(1).min(longest));
     let limits = StepLimits {
         max_rows: max_num_batched_tokens,
         max_logit_rows: max_num_seqs,
@@ -141,7 +144,10 @@ pub fn load(opened: &Opened, settings: &Settings) -> Result<Loaded> {
         activations_bytes: activation_bytes(&backend, &opened.config, &limits),
         bytes_per_seq: 0,
         staging_bytes: inventory.largest_stored_bytes(),
-        other_bytes: machine::current_rss().unwrap_or(0) + ALLOWANCE,
+        other_bytes: machine::current_rss()
+            .unwrap_or(0)
+            .saturating_add(ALLOWANCE)
+            .saturating_add(settings.request_bytes),
         kv,
         max_model_len: longest,
         shrink_to_fit: settings.max_model_len.is_none(),

@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod interrupt;
 mod launch;
 mod machine;
 mod opened;
@@ -23,8 +24,10 @@ fn main() -> ExitCode {
         Command::Bench(args) => commands::bench::bench(&args),
         Command::Eval(args) => commands::eval::eval(&args),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "scrimp", &mut std::io::stdout());
-            Ok(())
+            // Made first: the generator panics where it cannot write.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "scrimp", &mut script);
+            terminal::print(&String::from_utf8_lossy(&script)).map_err(Into::into)
         }
     };
     match done {
@@ -32,7 +35,7 @@ fn main() -> ExitCode {
         // Whoever read our output has left, as `head` does: there is nobody to tell.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            terminal::note(&format!("error: {error:#}"));
+            terminal::note(&format!("error: {}", terminal::causes(&error)));
             ExitCode::FAILURE
         }
     }

@@ -77,9 +77,7 @@ impl AnswerPrinter {
     }
 
     fn put(&mut self, text: &str) -> std::io::Result<()> {
-        let mut out = stdout().lock();
-        out.write_all(text.as_bytes())?;
-        out.flush()
+        print(text)
     }
 }
 
@@ -145,6 +143,27 @@ pub fn rate(count: usize, time: Duration) -> f64 {
     }
 }
 
+/// An error and its causes on one line. Many errors end with their cause's own words, which are
+/// then not said again.
+pub fn causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+/// Writes a result to stdout, as `print!` does, but a closed pipe or a full disk is an error.
+pub fn print(text: &str) -> std::io::Result<()> {
+    let mut out = stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
 /// Writes to stderr; a closed stderr is nobody's loss.
 pub fn note(text: &str) {
     let _ = writeln!(stderr(), "{text}");
@@ -160,5 +179,14 @@ mod tests {
         let rows = rows.map(|r| r.into_iter().map(String::from).collect());
         assert_eq!(table(&rows), "weights    1 KiB\nkv       300 KiB\n");
         assert_eq!(table(&[]), "");
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let inner = std::io::Error::other("disk on fire");
+        let error = anyhow::Error::new(inner).context("reading x: disk on fire");
+        assert_eq!(causes(&error), "reading x: disk on fire");
+        let error = error.context("opening the model");
+        assert_eq!(causes(&error), "opening the model: reading x: disk on fire");
     }
 }

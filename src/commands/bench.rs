@@ -16,7 +16,7 @@ use crate::args::{BenchArgs, CacheArgs};
 use crate::launch::{Loaded, Settings, load};
 use crate::machine;
 use crate::opened::{self, Opened};
-use crate::terminal::{note, table};
+use crate::terminal::{self, note, table};
 
 /// Measures and reports.
 pub fn bench(args: &BenchArgs) -> Result<()> {
@@ -43,10 +43,10 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         prefill,
         decode,
     };
-    match args.json {
-        true => println!("{}", report.json()),
-        false => print!("{}", report.text()),
-    }
+    terminal::print(&match args.json {
+        true => format!("{}\n", report.json()),
+        false => report.text(),
+    })?;
     Ok(())
 }
 

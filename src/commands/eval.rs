@@ -34,10 +34,10 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         fs::write(path, accuracy_svg(&reports))
             .with_context(|| format!("writing {}", path.display()))?;
     }
-    match args.json {
-        true => println!("{}", serde_json::to_string(&report)?),
-        false => print!("{}", text(&report)),
-    }
+    terminal::print(&match args.json {
+        true => serde_json::to_string(&report)? + "\n",
+        false => text(&report),
+    })?;
     launched.stop()
 }
 

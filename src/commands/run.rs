@@ -5,17 +5,22 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use scrimp_engine::{EngineHandle, Event, Finished, GenerateRequest};
+use scrimp_engine::{EngineHandle, Event, FinishReason, Finished, GenerateRequest};
 use scrimp_memory::Category;
 use scrimp_memory::bytes::HumanBytes;
 use serde_json::{Map, Value, json};
 
 use crate::args::{RunArgs, SamplingArgs};
+use crate::interrupt::{self, Interrupt};
 use crate::launch::{Launched, Settings, launch};
 use crate::opened::Opened;
 use crate::prompting::{self, message};
 use crate::terminal::{self, AnswerPrinter, rate};
 use crate::{machine, opened};
+
+/// Most bytes of a prompt on standard input, as many as the server takes in one request: an
+/// endless one must not fill the memory.
+const MAX_PROMPT_BYTES: usize = 16 << 20;
 
 /// Answers the prompt, or talks until the person leaves.
 pub fn run(args: &RunArgs) -> Result<()> {
@@ -42,14 +47,19 @@ pub fn run(args: &RunArgs) -> Result<()> {
         .map(|n| n.saturating_add(request.prompt.len()));
     let launched = launch(&opened, &settings, 1, None)?;
     let mut printer = (!args.json).then(AnswerPrinter::new);
-    let answered = generate(&launched.handle, request, &mut printer)?;
+    let interrupt = Interrupt::watch()?;
+    let answered = generate(&launched.handle, request, &mut printer, &interrupt)?;
     if args.json {
         let bill = Bill::new(&answered, &opened, &launched).json();
         writeln!(stdout(), "{bill}")?;
     } else {
         terminal::note(&Bill::new(&answered, &opened, &launched).to_string());
     }
-    launched.stop()
+    launched.stop()?;
+    match answered.finished.reason {
+        FinishReason::Abort => interrupt::exit(),
+        _ => Ok(()),
+    }
 }
 
 fn read_prompt() -> Result<String> {
@@ -57,9 +67,16 @@ fn read_prompt() -> Result<String> {
         bail!("there is no prompt: give one as an argument or on standard input, or use --chat");
     }
     let mut prompt = String::new();
-    stdin()
+    let read = stdin()
+        .take(MAX_PROMPT_BYTES as u64 + 1)
         .read_to_string(&mut prompt)
         .context("reading the prompt from standard input")?;
+    if read > MAX_PROMPT_BYTES {
+        bail!(
+            "standard input has more than {}: no model reads that much at once",
+            HumanBytes(MAX_PROMPT_BYTES)
+        );
+    }
     Ok(prompt)
 }
 
@@ -96,10 +113,11 @@ fn apply(
     let penalty = args.repetition_penalty;
     sampling.repetition_penalty = penalty.unwrap_or(sampling.repetition_penalty);
     sampling.seed = args.seed.unwrap_or_else(random_seed);
-    sampling.validate(opened.config.vocab_size)?;
     request.max_tokens = args.max_tokens;
     request.stop.clone_from(&args.stop);
     request.thinking_token_budget = args.thinking_token_budget;
+    // The length is the engine's to check: only it knows how much fits.
+    request.validate(opened.config.vocab_size, usize::MAX)?;
     Ok(request)
 }
 
@@ -121,10 +139,13 @@ fn generate(
     handle: &EngineHandle,
     request: GenerateRequest,
     printer: &mut Option<AnswerPrinter>,
+    interrupt: &Interrupt,
 ) -> Result<Answered> {
     let (sender, updates) = channel();
     let started = Instant::now();
-    handle.submit(request, Box::new(move |update| sender.send(update).is_ok()))?;
+    let id = handle.submit(request, Box::new(move |update| sender.send(update).is_ok()))?;
+    let engine = handle.clone();
+    let _until_answered = interrupt.aborts(move || engine.abort(id));
     let (mut reasoning, mut answer) = (String::new(), String::new());
     for update in updates {
         match update.event {
@@ -280,7 +301,8 @@ const CHAT_HELP: &str = "\
 /help    this text
 /new     forget the conversation
 /bill    what the last answer took
-/exit    leave (so does Ctrl-D)";
+/exit    leave (so does Ctrl-D)
+Ctrl-C   end an answer, or leave where there is none";
 
 /// Talks until the person leaves.
 fn chat(args: &RunArgs, opened: &Opened) -> Result<()> {
@@ -295,6 +317,7 @@ fn chat(args: &RunArgs, opened: &Opened) -> Result<()> {
     let mut messages = system.clone();
     let mut last: Option<Answered> = None;
     let mut printer = Some(AnswerPrinter::new());
+    let interrupt = Interrupt::watch()?;
     terminal::note(&format!("{}; /help lists what can be said", opened.name));
     while let Some(line) = read_line()? {
         match line.trim() {
@@ -314,7 +337,7 @@ fn chat(args: &RunArgs, opened: &Opened) -> Result<()> {
             text => {
                 messages.push(message("user", text));
                 let request = chat_request(args, opened, &messages)?;
-                match generate(&launched.handle, request, &mut printer) {
+                match generate(&launched.handle, request, &mut printer, &interrupt) {
                     Ok(answered) => {
                         messages.push(message("assistant", &answered.answer));
                         last = Some(answered);
@@ -322,7 +345,7 @@ fn chat(args: &RunArgs, opened: &Opened) -> Result<()> {
                     // Such as a conversation that no longer fits: the next turn may.
                     Err(error) => {
                         messages.pop();
-                        terminal::note(&format!("error: {error:#}"));
+                        terminal::note(&format!("error: {}", terminal::causes(&error)));
                     }
                 }
             }

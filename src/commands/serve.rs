@@ -11,6 +11,18 @@ use crate::args::ServeArgs;
 use crate::launch::{Settings, launch};
 use crate::{opened, prompting, terminal};
 
+/// Memory that the largest bodies take on their way to tokens, for each byte that one may have:
+/// four are received at once and two of those are made into prompts (the JSON, its values, the
+/// conversation, the rendered text, its pieces). Measured at 24 on texts of 16 MiB.
+const BYTES_PER_BODY_BYTE: usize = 24;
+
+/// Bytes of a body that can be worth reading: 64 for each token of the longest context, where
+/// text takes four or so, and never less than 1 MiB. What is longer could only be refused, and
+/// would take memory that was planned for something else until then.
+fn useful_body_bytes(max_model_len: usize) -> usize {
+    max_model_len.saturating_mul(64).max(1 << 20)
+}
+
 /// Runs until SIGTERM or SIGINT.
 pub fn serve(args: &ServeArgs) -> Result<()> {
     let opened = opened::open(&args.model.model)?;
@@ -19,7 +31,12 @@ pub fn serve(args: &ServeArgs) -> Result<()> {
         names.push(opened.name.clone());
     }
     let metrics = Metrics::new(&names[0]);
-    let settings = Settings::new(&args.model, &args.cache);
+    let mut settings = Settings::new(&args.model, &args.cache);
+    let longest = settings
+        .max_model_len
+        .unwrap_or(opened.config.max_position_embeddings);
+    let max_body_bytes = args.max_body_bytes.min(useful_body_bytes(longest));
+    settings.request_bytes = max_body_bytes.saturating_mul(BYTES_PER_BODY_BYTE);
     let launched = launch(
         &opened,
         &settings,
@@ -34,7 +51,7 @@ pub fn serve(args: &ServeArgs) -> Result<()> {
         api_key: args.api_key.clone(),
         served_model_names: names,
         default_sampling: prompting::sampling(&opened),
-        max_body_bytes: args.max_body_bytes,
+        max_body_bytes,
         max_queue: args.max_queue,
         request_timeout: Some(Duration::from_secs(args.request_timeout)),
         grace_period: Duration::from_secs(args.shutdown_grace),
@@ -64,4 +81,16 @@ pub fn serve(args: &ServeArgs) -> Result<()> {
         terminal::note("the grace period is over: unfinished requests were cut off");
     }
     launched.stop()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_as_long_as_a_context_can_use() {
+        assert_eq!(useful_body_bytes(1024), 1 << 20);
+        assert_eq!(useful_body_bytes(65_536), 4 << 20);
+        assert_eq!(useful_body_bytes(usize::MAX), usize::MAX);
+    }
 }
