@@ -160,10 +160,12 @@ fn library(json: &[u8]) -> Result<tokenizers::Tokenizer, TokenizerError> {
 fn model(file: ModelFile) -> Result<BpeParts, TokenizerError> {
     let vocab = file.vocab.map_or("null", RawValue::get);
     if file.kind.as_deref().is_some_and(|kind| kind != "BPE") || !vocab.starts_with('{') {
-        let kind = file.kind.as_deref().unwrap_or("of no kind");
-        return Err(TokenizerError::unsupported(format!(
-            "its model is {kind}, not BPE"
-        )));
+        let what = match file.kind.as_deref() {
+            Some("BPE") => "its BPE model has no vocabulary".into(),
+            Some(kind) => format!("its model is {kind}, not BPE"),
+            None => "its model is of no kind, and has no vocabulary".into(),
+        };
+        return Err(TokenizerError::unsupported(what));
     }
     for affix in [&file.continuing_subword_prefix, &file.end_of_word_suffix] {
         if let Some(affix) = affix.as_ref().filter(|affix| !affix.is_empty()) {
