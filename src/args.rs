@@ -12,6 +12,7 @@ use scrimp_memory::bytes::parse_bytes;
     arg_required_else_help = true,
     after_help = "\
 Examples:
+  scrimp run \"Start with 17. a) add 25 b) multiply by 3. What is the result modulo 100?\"
   scrimp run --model SmolLM2.gguf \"Why is the sky blue?\"
   scrimp run --model ./model-folder --chat --memory 4GiB
   scrimp serve --model org/name --memory 8GiB --port 8000
@@ -48,8 +49,14 @@ pub enum Command {
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
     /// A GGUF or safetensors file, a model folder, or a model on a hub: org/name, org/name@revision,
-    /// org/name:file.gguf.
-    #[arg(short, long, value_name = "PATH|ID", env = "SCRIMP_MODEL")]
+    /// org/name:file.gguf; or ponder, the small reasoning model that is built in.
+    #[arg(
+        short,
+        long,
+        value_name = "PATH|ID",
+        env = "SCRIMP_MODEL",
+        default_value = "ponder"
+    )]
     pub model: String,
     /// Most memory to use, such as 4GiB: weights, KV cache, activations, everything. The budget
     /// is this, the control group's limit or the available memory, whichever is least.
@@ -110,7 +117,7 @@ pub struct CacheArgs {
 #[derive(Args, Clone, Debug)]
 pub struct SamplingArgs {
     /// 0 is greedy.
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub temperature: Option<f32>,
     /// Keep the K best tokens.
     #[arg(long, value_name = "K")]
@@ -211,7 +218,7 @@ pub struct ServeArgs {
     /// Most requests that may wait; further ones get status 429.
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub max_queue: usize,
-    /// Most bytes of a request's body.
+    /// Most bytes of a request's body; never more than the context can use.
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "16MiB")]
     pub max_body_bytes: usize,
     /// Seconds after which a request is ended.
@@ -274,8 +281,8 @@ each family and length, the share answered right, tokens thought over those of t
 chain, and where chains first went wrong.
 
 Examples:
-  scrimp eval --task reasoning --model ./ponder
-  scrimp eval --task reasoning --model ./ponder --problems 100 --steps 16,48 --json > bf16.json
+  scrimp eval --task reasoning
+  scrimp eval --task reasoning --problems 100 --steps 16,48 --json > bf16.json
   scrimp eval --task reasoning --model ./ponder-int4 --svg accuracy.svg --compare bf16.json")]
 pub struct EvalArgs {
     #[command(flatten)]

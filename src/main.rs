@@ -1,6 +1,7 @@
 //! The `scrimp` command line: arguments in, a command run, errors said.
 
 mod args;
+mod bundled;
 mod commands;
 mod interrupt;
 mod launch;

@@ -1,7 +1,7 @@
 //! A model as the person named it: found, opened, its configuration and text side read.
 
 use std::borrow::Cow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use scrimp_checkpoint::{Checkpoint, Format, hub};
@@ -10,7 +10,7 @@ use scrimp_server::ModelText;
 use scrimp_text::{ChatTemplate, GgufTokenizer, TemplateError, Tokenizer, TokenizerConfig};
 use serde_json::Value;
 
-use crate::terminal;
+use crate::{bundled, terminal};
 
 /// An opened model: everything but its weights in memory.
 pub struct Opened {
@@ -28,21 +28,22 @@ pub struct Opened {
 
 /// Finds and opens a model, downloading it first where the name is a hub id.
 pub fn open(model: &str) -> Result<Opened> {
-    let path = fetch(model)?;
-    let checkpoint =
-        Checkpoint::open(&path).with_context(|| format!("opening {}", path.display()))?;
+    let (name, checkpoint) = if model == bundled::NAME && !Path::new(model).exists() {
+        (model.to_owned(), bundled::open()?)
+    } else {
+        let path = fetch(model)?;
+        let opened = Checkpoint::open(&path);
+        (
+            short_name(model, &path),
+            opened.with_context(|| format!("opening {}", path.display()))?,
+        )
+    };
     let config = checkpoint.config()?;
     let text = match (checkpoint.format(), checkpoint.metadata()) {
         (Format::Gguf, Some(metadata)) => gguf_text(metadata)?,
         _ => folder_text(&checkpoint)?,
     };
     let generation = checkpoint.files().json("generation_config.json")?;
-    let is_path = std::path::Path::new(model).exists();
-    let last = || path.file_name().map(|n| n.to_string_lossy().into_owned());
-    let name = is_path
-        .then(last)
-        .flatten()
-        .unwrap_or_else(|| model.to_owned());
     Ok(Opened {
         name,
         checkpoint,
@@ -50,6 +51,15 @@ pub fn open(model: &str) -> Result<Opened> {
         text,
         generation,
     })
+}
+
+/// A path's last part; a hub id as it is.
+fn short_name(model: &str, path: &Path) -> String {
+    let last = path.file_name().filter(|_| Path::new(model).exists());
+    last.map_or_else(
+        || model.to_owned(),
+        |name| name.to_string_lossy().into_owned(),
+    )
 }
 
 fn fetch(model: &str) -> Result<PathBuf> {
