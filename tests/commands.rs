@@ -189,19 +189,6 @@ fn what_cannot_be_is_refused_in_words() {
         (&["run", "--memory", "lots", "x"], "lots"),
         (&["run", "--temperature", "-1", "x"], "temperature is -1"),
         (&["run", "--top-p", "NaN", "x"], "top_p is NaN"),
-        (
-            &[
-                "run",
-                "--model",
-                &tiny,
-                "--num-blocks",
-                "1",
-                "-n",
-                "30",
-                "a long text",
-            ],
-            "tokens",
-        ),
         (&["bench", "--batch", "0"], "--batch is 0"),
     ];
     for (args, wanted) in cases {

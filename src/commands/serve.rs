@@ -30,6 +30,10 @@ pub fn serve(args: &ServeArgs) -> Result<()> {
     if names.is_empty() {
         names.push(opened.name.clone());
     }
+    let default_sampling = prompting::sampling(&opened);
+    default_sampling
+        .validate(opened.config.vocab_size)
+        .context("generation_config.json")?;
     let metrics = Metrics::new(&names[0]);
     let mut settings = Settings::new(&args.model, &args.cache);
     let longest = settings
@@ -50,7 +54,7 @@ pub fn serve(args: &ServeArgs) -> Result<()> {
         address: SocketAddr::from((args.host, args.port)),
         api_key: args.api_key.clone(),
         served_model_names: names,
-        default_sampling: prompting::sampling(&opened),
+        default_sampling,
         max_body_bytes,
         max_queue: args.max_queue,
         request_timeout: Some(Duration::from_secs(args.request_timeout)),

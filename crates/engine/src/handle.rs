@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
@@ -115,6 +115,7 @@ pub(crate) struct Shared {
     pub(crate) info: EngineInfo,
     pub(crate) stats: Mutex<EngineStats>,
     pub(crate) next_id: AtomicU64,
+    is_running: AtomicBool,
 }
 
 impl Shared {
@@ -140,7 +141,19 @@ impl EngineEnd {
     }
 }
 
+impl Drop for EngineEnd {
+    /// However the engine ends, its handles know.
+    fn drop(&mut self) {
+        self.shared.is_running.store(false, Ordering::Release);
+    }
+}
+
 impl EngineHandle {
+    /// Whether anybody serves the commands; never again once it is false.
+    pub fn is_running(&self) -> bool {
+        self.shared.is_running.load(Ordering::Acquire)
+    }
+
     /// A handle, and the end that serves it. The engine makes one; so may a test that wants a
     /// scripted engine without a model behind the same edge.
     pub fn channel(info: EngineInfo) -> (EngineHandle, EngineEnd) {
@@ -150,6 +163,7 @@ impl EngineHandle {
             info,
             stats,
             next_id,
+            is_running: AtomicBool::new(true),
         });
         (
             EngineHandle {

@@ -147,7 +147,8 @@ pub enum RequestError {
     /// A prompt that leaves no room for an answer.
     #[error(
         "the prompt has {prompt} tokens, but a sequence holds at most {limit}, \
-         its output included: shorten it by {}, or start with a larger --max-model-len",
+         its output included: shorten it by {}, or give sequences more room (--max-model-len, \
+         --num-blocks, --memory)",
         prompt + 1 - limit
     )]
     PromptTooLong {

@@ -528,3 +528,12 @@ fn logprobs_come_with_every_token() {
         );
     }
 }
+
+#[test]
+fn handles_know_when_the_engine_has_ended() {
+    let (handle, thread) = engine(&Setup::default());
+    assert!(handle.is_running());
+    handle.shutdown(true);
+    thread.join().unwrap();
+    assert!(!handle.is_running());
+}

@@ -262,7 +262,7 @@ fn model(app: &App, name: &str) -> Model {
     responses((status = 200, body = Health), (status = 503, body = ErrorResponse)),
 )]
 async fn health(State(app): Shared) -> Result<Json<Health>, ApiError> {
-    if app.draining.load(Ordering::Relaxed) {
+    if app.draining.load(Ordering::Relaxed) || !app.engine.is_running() {
         return Err(ApiError::shutting_down());
     }
     Ok(Json(Health {
