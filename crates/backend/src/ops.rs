@@ -28,6 +28,8 @@ pub struct Input<'a, B: Backend> {
     pub rows: usize,
     /// Norm applied to each row before it is projected.
     pub norm: Option<Norm<'a, B>>,
+    /// Whether these rows must not be rounded, whatever the backend does with others.
+    pub exact: bool,
 }
 
 /// One projection of an [`Input`].

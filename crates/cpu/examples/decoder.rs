@@ -132,6 +132,7 @@ fn step(
             x: &s.x,
             rows,
             norm: Some(norm),
+            exact: false,
         };
         b.linear(
             input,
@@ -155,18 +156,21 @@ fn step(
             x: &s.attended,
             rows,
             norm: None,
+            exact: false,
         };
         b.linear(input, &mut [project(&layer.o, &mut s.x, true)]);
         let input = Input {
             x: &s.x,
             rows,
             norm: Some(norm),
+            exact: false,
         };
         b.gate_up_silu(input, &layer.gate, &layer.up, &mut s.act);
         let input = Input {
             x: &s.act,
             rows,
             norm: None,
+            exact: false,
         };
         b.linear(input, &mut [project(&layer.down, &mut s.x, true)]);
     }
@@ -174,6 +178,7 @@ fn step(
         x: &s.x,
         rows: batch.num_seqs(),
         norm: Some(norm),
+        exact: false,
     };
     b.linear(input, &mut [project(&model.head, &mut s.logits, false)]);
 }

@@ -76,6 +76,7 @@ fn linear(b: &mut CpuBackend, weights: &[CpuMatrix], rows: usize) -> Result<f64,
                 x: &x,
                 rows,
                 norm: None,
+                exact: false,
             };
             b.linear(input, &mut [projection]);
         }

@@ -74,6 +74,14 @@ impl CpuBackend {
         self.precision
     }
 
+    /// How an operation's activations are treated.
+    fn precision_of(&self, input: &Input<'_, Self>) -> Precision {
+        match input.exact {
+            true => Precision::Exact,
+            false => self.precision,
+        }
+    }
+
     /// The team and the kernels, for measurements that must use the same.
     pub(crate) fn team(&mut self) -> (&mut Pool, &KernelTable) {
         (&mut self.pool, &self.table)
@@ -214,7 +222,7 @@ impl Backend for CpuBackend {
             let (have, need) = (p.out.0.as_slice().len(), input.rows * p.weight.rows);
             assert!(have >= need, "{need} outputs in {have}");
         }
-        let (table, precision) = (&self.table, self.precision);
+        let (table, precision) = (&self.table, self.precision_of(&input));
         let wanted = projections
             .iter()
             .map(|p| form_of(table, precision, p.weight.format));
@@ -253,7 +261,7 @@ impl Backend for CpuBackend {
         if rows == 0 {
             return;
         }
-        let (table, precision) = (&self.table, self.precision);
+        let (table, precision) = (&self.table, self.precision_of(&input));
         let wanted = [gate, up].map(|m| form_of(table, precision, m.format));
         let source = source_of(&input, gate.cols);
         let mut forms = self.workspace.forms();

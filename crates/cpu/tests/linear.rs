@@ -25,6 +25,7 @@ fn linear(b: &mut CpuBackend, x: &CpuBuffer, rows: usize, w: &CpuMatrix, n: usiz
         x,
         rows,
         norm: None,
+        exact: false,
     };
     b.linear(input, &mut [projection]);
     values(b, &out, rows * n)
@@ -199,6 +200,7 @@ fn projections_share_a_norm_and_take_biases_and_residuals() {
                 x: &input,
                 rows,
                 norm: Some(norm),
+                exact: false,
             };
             b.linear(input, &mut both);
             let (out, plain) = (
@@ -237,6 +239,7 @@ fn gates_are_silu_times_up() {
                     x: &x,
                     rows,
                     norm: None,
+                    exact: false,
                 };
                 b.gate_up_silu(input, &g, &u, &mut out);
                 let got = values(&mut b, &out, rows * n);

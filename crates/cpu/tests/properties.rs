@@ -27,6 +27,7 @@ fn linear(b: &mut CpuBackend, x: &[f32], cols: usize, weight: &CpuMatrix, n: usi
         x: &x,
         rows,
         norm: None,
+        exact: false,
     };
     b.linear(input, &mut [projection]);
     values(b, &out, rows * n)

@@ -116,6 +116,7 @@ fn a_step_within_the_reserved_shape_allocates_nothing() {
                 x: &x,
                 rows: n as usize,
                 norm: Some(norm),
+                exact: false,
             };
             let projection = Projection {
                 weight: &q8,
@@ -139,12 +140,14 @@ fn a_step_within_the_reserved_shape_allocates_nothing() {
                 x: &x,
                 rows: n as usize,
                 norm: Some(norm),
+                exact: false,
             };
             b.gate_up_silu(input, &gate, &up, &mut a);
             let input = Input {
                 x: &a,
                 rows: n as usize,
                 norm: None,
+                exact: false,
             };
             let projection = Projection {
                 weight: &down,

@@ -23,8 +23,8 @@ const WINDOW: usize = 1000;
 const CHUNK: usize = 250;
 
 /// Top-1 agreement and mean KL of llama.cpp (llama-cpp-python 0.3.36 on an x86-64 CPU, its default
-/// F16 cache) on the same tokens: like our default mode, it rounds activations to 8 bits. The test
-/// allows for two standard errors of the mean over these tokens.
+/// F16 cache) on the same tokens: like our default mode, it rounds activations to 8 bits. The
+/// agreement may differ by two standard errors over these tokens; the divergence may not be larger.
 const LLAMA_CPP: (f64, f64) = (0.9665, 2.143e-3);
 
 /// The reference's distribution over each next token: its likeliest tokens, and the rest as one.
@@ -153,5 +153,5 @@ fn the_file_is_read_as_transformers_reads_it() {
         agreement >= LLAMA_CPP.0 - 0.005,
         "top-1 agreement {agreement}"
     );
-    assert!(kl <= LLAMA_CPP.1 * 1.05, "mean KL {kl}");
+    assert!(kl <= LLAMA_CPP.1, "mean KL {kl}");
 }

@@ -69,6 +69,7 @@ impl<B: Backend> Part<'_, B> {
             x: &scratch.hidden,
             rows,
             norm: Some(self.norm),
+            exact: false,
         };
         let mut projections = [
             project(&weights.q, &mut scratch.q),
@@ -160,6 +161,7 @@ impl<B: Backend> Part<'_, B> {
             x: &scratch.hidden,
             rows,
             norm: Some(self.norm),
+            exact: false,
         };
         let kv_a = project(&weights.kv_a, &mut scratch.k);
         match &weights.q {
@@ -176,6 +178,7 @@ impl<B: Backend> Part<'_, B> {
                         dim: mla.q_lora_rank.unwrap_or(0),
                         eps: LATENT_NORM_EPS,
                     }),
+                    exact: false,
                 };
                 let b = Projection {
                     weight: b,
@@ -277,6 +280,7 @@ impl<B: Backend> Part<'_, B> {
             x: &scratch.attended,
             rows: self.step.rows,
             norm: None,
+            exact: false,
         };
         let residual = Projection {
             accumulate: true,
