@@ -147,6 +147,8 @@ class Run:
         state = torch.load(self.path, weights_only=True)
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+            for now, then in zip(optimizer.param_groups, saved["param_groups"]):
+                then["peak"] = now["peak"]  # this call's rates, not those of the call that saved
             optimizer.load_state_dict(saved)
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
 
