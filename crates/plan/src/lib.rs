@@ -1,0 +1,17 @@
+//! What a model needs on a machine, under an engine's rules, and what binds it: before loading.
+//!
+//! Pure arithmetic: no IO, no clock, no questions to the machine. A [`ModelShape`] (from a
+//! `config.json`, a GGUF header or the catalogue) and a [`Deployment`] (machine, engine, splits,
+//! formats) give a [`Prediction`]; a [`Workload`] turns that into a verdict and remedies.
+
+mod deployment;
+mod error;
+mod prediction;
+mod shape;
+
+pub use deployment::{
+    Deployment, Device, Engine, EngineKind, KvDtype, MemoryRule, Parallel, Version, WeightScheme,
+};
+pub use error::Error;
+pub use prediction::{Prediction, RankPlan};
+pub use shape::{Component, LayerCache, ModelShape, Role, Split, Storage, TensorGroup};
