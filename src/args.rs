@@ -276,18 +276,45 @@ pub struct BenchArgs {
 /// `scrimp eval`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Problems are generated and their answers computed; chains have 1 to 64 steps. The table shows, for
-each family and length, the share answered right, tokens thought over those of the shortest right
-chain, and where chains first went wrong.
+Reasoning: problems are generated and their answers computed; chains have 1 to 64 steps. The table
+shows, for each family and length, the share answered right, tokens thought over those of the
+shortest right chain, and where chains first went wrong.
+
+Text: perplexity over windows that overlap, every token scored once; against a reference also the
+Kullback-Leibler divergence of the two models' distributions, token by token, how often both find
+the same token likeliest, and where they differ most.
 
 Examples:
-  scrimp eval --task reasoning
+  scrimp eval
+  scrimp eval m.gguf --text prose.txt
+  scrimp eval m-q4.gguf --reference m-bf16.gguf --text prose.txt
   scrimp eval --task reasoning --problems 100 --steps 16,48 --json > bf16.json
   scrimp eval --task reasoning --model ./ponder-int4 --svg accuracy.svg --compare bf16.json")]
 pub struct EvalArgs {
+    /// The model, as for --model.
+    #[arg(value_name = "MODEL")]
+    pub name: Option<String>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub model: ModelArgs,
+    /// Score this text, instead of a task.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["problems", "steps", "family", "svg"])]
+    pub text: Option<PathBuf>,
+    /// Model to hold the text's scores against, as for --model.
+    #[arg(long, value_name = "PATH|ID", requires = "text")]
+    pub reference: Option<String>,
+    /// Tokens of a window of text [default: 1024, or what the model takes].
+    #[arg(long, value_name = "TOKENS", requires = "text")]
+    pub window: Option<usize>,
+    /// Tokens from the beginning of a window to the next [default: half a window].
+    #[arg(long, value_name = "TOKENS", requires = "text")]
+    pub stride: Option<usize>,
+    /// Score no more than this many tokens of the text.
+    #[arg(long, value_name = "TOKENS", requires = "text")]
+    pub max_tokens: Option<usize>,
+    /// Tokens to list where the two models differ most.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub worst: usize,
     /// What to measure.
     #[arg(long, value_name = "TASK", default_value = "reasoning")]
     pub task: TaskArg,
@@ -318,6 +345,13 @@ pub struct EvalArgs {
     /// Print one JSON object instead of a table.
     #[arg(long)]
     pub json: bool,
+}
+
+impl EvalArgs {
+    /// The model, by its place or by `--model`.
+    pub fn model_name(&self) -> &str {
+        self.name.as_deref().unwrap_or(&self.model.model)
+    }
 }
 
 /// What `eval` measures.

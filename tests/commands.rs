@@ -179,6 +179,35 @@ fn eval_measures_by_length_and_draws() {
 }
 
 #[test]
+fn eval_scores_a_text_and_finds_no_difference_to_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let prose = folder.path().join("prose.txt");
+    let problem = format!("{QUESTION}\nThe answer is 42. And some other words.\n");
+    std::fs::write(&prose, problem.repeat(5)).unwrap();
+    let prose = prose.to_str().unwrap();
+    let common = ["--text", prose, "--window", "64", "--stride", "40"];
+    let alone = [&["eval", "ponder", "--json"], &common[..]].concat();
+    let alone: Value = serde_json::from_str(&printed(&alone, "")).unwrap();
+    assert!(alone["perplexity"].as_f64().unwrap() > 1.0);
+    assert!(alone.get("kl_mean").is_none());
+    let both = [&["eval", "--reference", "ponder", "--json"], &common[..]].concat();
+    let both: Value = serde_json::from_str(&printed(&both, "")).unwrap();
+    assert_eq!(both["kl_mean"], 0.0);
+    assert_eq!(both["top1_agreement"], 1.0);
+    for key in ["tokens", "perplexity", "window", "stride"] {
+        assert_eq!(both[key], alone[key], "{key}");
+    }
+    assert_eq!(both["reference_perplexity"], both["perplexity"]);
+    let table = [&["eval", "--reference", "ponder"], &common[..]].concat();
+    let table = printed(&table, "");
+    assert!(table.contains("in windows of 64 every 40"), "{table}");
+    let narrow = refusal(&["eval", "--text", prose, "--window", "1"]);
+    assert!(narrow.contains("at least two tokens"), "{narrow}");
+    let missing = refusal(&["eval", "--text", "no/such/file"]);
+    assert!(missing.contains("no/such/file"), "{missing}");
+}
+
+#[test]
 fn what_cannot_be_is_refused_in_words() {
     let cases: [(&[&str], &str); 6] = [
         (

@@ -1,4 +1,4 @@
-//! `scrimp eval`: what a model can still do, measured.
+//! `scrimp eval --task reasoning`: accuracy by family and by chain length.
 
 use std::fs;
 
@@ -15,7 +15,7 @@ use crate::{prompting, terminal};
 /// Runs the task and reports.
 pub fn eval(args: &EvalArgs) -> Result<()> {
     let task = task(args)?;
-    let opened = opened::open(&args.model.model)?;
+    let opened = opened::open(args.model_name())?;
     let settings = Settings::new(&args.model, &args.cache);
     let launched = launch(&opened, &settings, usize::MAX, None)?;
     let total = (task.families.len() * task.problems) as u64;
