@@ -9,27 +9,27 @@ use serde_json::{Map, Value};
 use crate::{ConfigError, MetaArray, MetaValue, Metadata};
 
 /// Greatest widths of a layer, generous against every released model.
-pub(crate) const MAX_WIDTH: usize = 1 << 18;
+pub const MAX_WIDTH: usize = 1 << 18;
 /// Greatest width of a feed-forward layer.
-pub(crate) const MAX_INTERMEDIATE: usize = 1 << 20;
+pub const MAX_INTERMEDIATE: usize = 1 << 20;
 /// Most heads, and widest head.
-pub(crate) const MAX_HEADS: usize = 1 << 12;
+pub const MAX_HEADS: usize = 1 << 12;
 /// Most layers.
-pub(crate) const MAX_LAYERS: usize = 1 << 11;
+pub const MAX_LAYERS: usize = 1 << 11;
 /// Most experts.
-pub(crate) const MAX_EXPERTS: usize = 1 << 13;
+pub const MAX_EXPERTS: usize = 1 << 13;
 /// Most tokens of a vocabulary.
-pub(crate) const MAX_VOCAB: usize = 1 << 24;
+pub const MAX_VOCAB: usize = 1 << 24;
 /// Longest context.
-pub(crate) const MAX_CONTEXT: usize = 1 << 30;
+pub const MAX_CONTEXT: usize = 1 << 30;
 
 /// Factors of any use: of frequencies, contexts, scores. What is far outside only makes infinities.
-pub(crate) const RATIO: RangeInclusive<f64> = 1e-3..=1e6;
+pub const RATIO: RangeInclusive<f64> = 1e-3..=1e6;
 const RATIO_ALLOWED: &str = "a number from 0.001 to 1000000";
 
 /// A set of keys to read a configuration from.
 #[derive(Clone, Copy)]
-pub(crate) enum Fields<'a> {
+pub enum Fields<'a> {
     /// A JSON object, and what its keys are prefixed with in messages.
     Json(&'a Map<String, Value>, &'static str),
     /// GGUF key-values under the prefix of an architecture.
@@ -106,7 +106,8 @@ impl Fields<'_> {
         }
     }
 
-    fn missing(&self, key: &str, allowed: impl Into<String>) -> ConfigError {
+    /// A key that has to be there and is not.
+    pub fn missing(&self, key: &str, allowed: impl Into<String>) -> ConfigError {
         ConfigError::Missing {
             key: self.full_key(key),
             allowed: allowed.into(),
@@ -239,7 +240,7 @@ fn same<T: Copy + PartialEq>(values: &[T]) -> Option<T> {
 }
 
 /// Text cut to a length that suits a message.
-pub(crate) fn shortened(text: &str) -> String {
+pub fn shortened(text: &str) -> String {
     match text.char_indices().nth(80) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),

@@ -7,7 +7,7 @@ mod check;
 mod config;
 mod counts;
 mod error;
-mod fields;
+pub mod fields;
 mod gguf;
 mod hf;
 mod hf_attention;

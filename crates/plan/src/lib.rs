@@ -4,14 +4,20 @@
 //! `config.json`, a GGUF header or the catalogue) and a [`Deployment`] (machine, engine, splits,
 //! formats) give a [`Prediction`]; a [`Workload`] turns that into a verdict and remedies.
 
+pub mod catalogue;
 mod deployment;
 mod error;
 mod prediction;
 mod shape;
+mod weights;
 
 pub use deployment::{
     Deployment, Device, Engine, EngineKind, KvDtype, MemoryRule, Parallel, Version, WeightScheme,
 };
 pub use error::Error;
 pub use prediction::{Prediction, RankPlan};
-pub use shape::{Component, LayerCache, ModelShape, Role, Split, Storage, TensorGroup};
+pub use shape::{
+    Component, LayerCache, LlamaCppCache, MlaCacheMode, ModelShape, Role, Split, Storage,
+    TensorGroup, TensorHeader, caches_from_config,
+};
+pub use weights::{GgmlType, StoredBytes, stored_bytes};

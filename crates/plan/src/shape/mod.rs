@@ -1,4 +1,27 @@
 //! A model as tensors and caches: every byte question is answered from this one inventory.
+//!
+//! The inventory comes from a `config.json` ([`ModelShape::from_config`]) or from the headers of a
+//! checkpoint ([`ModelShape::from_tensors`]), never from a table of answers.
+
+mod attention;
+mod builder;
+mod caches;
+mod config;
+mod experts;
+mod families;
+mod headers;
+mod kv;
+mod layers;
+mod linear_attention;
+mod release;
+mod totals;
+mod vision;
+
+pub use caches::caches_from_config;
+pub use headers::TensorHeader;
+pub use kv::{LlamaCppCache, MlaCacheMode};
+
+use crate::GgmlType;
 
 /// A model's parts, as reports list them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,6 +61,8 @@ pub enum Storage {
     Fp8,
     /// 1 byte a value and a 32-bit scale for each tile of this many rows and columns.
     Fp8Tiles(u32, u32),
+    /// 1 byte a value and a 16-bit scale a row (compressed-tensors' `channel` strategy).
+    Fp8Rows,
     /// 1 byte a value, one scale a row.
     Int8Rows,
     /// Packed integers of `bits`, a 16-bit scale (and a packed zero point when not symmetric) for
@@ -54,6 +79,8 @@ pub enum Storage {
     Mxfp4,
     /// 4-bit floats with an FP8 scale for each 16 values and a 32-bit scale a tensor.
     Nvfp4,
+    /// A block format of llama.cpp; its scales are inside the blocks.
+    Ggml(GgmlType),
 }
 
 /// What a tensor is to a quantizer.
@@ -189,6 +216,8 @@ pub struct ModelShape {
     pub dtype: Storage,
     /// `quantization_config.quant_method` (and format), where the release is quantized.
     pub quantization: Option<String>,
+    /// Why `tensors` is empty, where the config determines the caches and not the weights.
+    pub undetermined: Option<String>,
     /// All weights.
     pub tensors: Vec<TensorGroup>,
     /// What each layer keeps, first to last.
