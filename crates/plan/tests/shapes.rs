@@ -1,0 +1,83 @@
+//! Parameter totals against published ones, for every family.
+
+use scrimp_plan::catalogue;
+
+/// Totals that hubs report, or that follow from the sizes of released files.
+const TOTALS: &[(&str, u64)] = &[
+    ("deepseek-ai/DeepSeek-V3", 684_531_386_000),
+    ("deepseek-ai/DeepSeek-V2-Lite", 15_706_484_224),
+    ("deepseek-ai/DeepSeek-V2", 235_741_434_880),
+    ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1_777_088_000),
+    ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 7_615_616_512),
+    ("deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", 14_770_033_664),
+    ("deepseek-ai/DeepSeek-R1-Distill-Qwen-32B", 32_763_876_352),
+    ("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", 8_030_261_248),
+    ("deepseek-ai/DeepSeek-R1-Distill-Llama-70B", 70_553_706_496),
+    ("Qwen/Qwen2.5-0.5B", 494_032_768),
+    ("Qwen/Qwen2.5-1.5B", 1_543_714_304),
+    ("Qwen/Qwen2.5-3B", 3_085_938_688),
+    ("Qwen/Qwen2.5-7B", 7_615_616_512),
+    ("Qwen/Qwen2.5-72B", 72_706_203_648),
+    ("Qwen/QwQ-32B", 32_763_876_352),
+    ("Qwen/Qwen3-0.6B", 596_049_920),
+    ("Qwen/Qwen3-1.7B", 1_720_574_976),
+    ("Qwen/Qwen3-4B", 4_022_468_096),
+    ("Qwen/Qwen3-8B", 8_190_735_360),
+    ("Qwen/Qwen3-14B", 14_768_307_200),
+    ("Qwen/Qwen3-32B", 32_762_123_264),
+    ("Qwen/Qwen3-30B-A3B", 30_532_122_624),
+    ("Qwen/Qwen3-235B-A22B", 235_093_634_560),
+    ("Qwen/Qwen3-Next-80B-A3B-Instruct", 81_324_862_720),
+    ("openai/gpt-oss-20b", 20_914_757_184),
+    ("openai/gpt-oss-120b", 116_829_156_672),
+    ("meta-llama/Llama-3.1-8B", 8_030_261_248),
+    ("meta-llama/Llama-3.1-405B", 405_853_388_800),
+    ("meta-llama/Llama-3.2-1B", 1_235_814_400),
+    ("meta-llama/Llama-3.2-3B", 3_212_749_824),
+    ("meta-llama/Llama-3.3-70B-Instruct", 70_553_706_496),
+    ("meta-llama/Llama-2-7b-hf", 6_738_415_616),
+    ("meta-llama/Llama-2-13b-hf", 13_015_864_320),
+    ("codellama/CodeLlama-7b-hf", 6_738_546_688),
+    ("zai-org/GLM-4.5-Air", 110_468_824_832),
+    ("zai-org/GLM-4.5", 358_337_791_296),
+    ("google/gemma-2-2b", 2_614_341_888),
+    ("google/gemma-2-9b", 9_241_705_984),
+    ("google/gemma-2-27b", 27_227_128_320),
+    ("google/gemma-3-1b-it", 999_885_952),
+    ("google/gemma-3-4b-it", 4_300_079_472),
+    ("google/gemma-3-12b-it", 12_187_325_040),
+    ("google/gemma-3-27b-it", 27_432_406_640),
+    ("mistralai/Mistral-7B-v0.1", 7_241_732_096),
+    ("mistralai/Mistral-7B-Instruct-v0.3", 7_248_023_552),
+    ("mistralai/Mistral-Small-24B-Instruct-2501", 23_572_403_200),
+    (
+        "mistralai/Mistral-Small-3.1-24B-Instruct-2503",
+        24_011_361_280,
+    ),
+    ("mistralai/Mixtral-8x7B-v0.1", 46_702_792_704),
+    ("mistralai/Mixtral-8x22B-Instruct-v0.1", 140_630_071_296),
+    ("HuggingFaceTB/SmolLM2-135M", 134_515_008),
+    ("HuggingFaceTB/SmolLM2-360M", 361_821_120),
+    ("HuggingFaceTB/SmolLM2-1.7B", 1_711_376_384),
+    ("microsoft/phi-2", 2_779_683_840),
+    ("microsoft/Phi-3-mini-4k-instruct", 3_821_079_552),
+    ("microsoft/phi-4", 14_659_507_200),
+    ("ibm-granite/granite-3.1-8b-instruct", 8_170_848_256),
+    ("ibm-granite/granite-3.3-8b-instruct", 8_170_864_640),
+    ("allenai/OLMo-2-1124-7B", 7_298_617_344),
+];
+
+#[test]
+fn totals_are_the_published_ones() {
+    let wrong: Vec<String> = TOTALS
+        .iter()
+        .filter_map(|(name, total)| {
+            let found = catalogue::shape(name).unwrap().total_params();
+            (found != *total).then(|| {
+                let off = i128::from(found) - i128::from(*total);
+                format!("{name}: {found} rather than {total} ({off:+})")
+            })
+        })
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
