@@ -1,4 +1,4 @@
-"""Batches: problems of one length at a time, tokenized, right-padded, loss on the completion only."""
+"""Batches: problems of about one length, tokenized, right-padded, loss on the completion only."""
 
 from __future__ import annotations
 
@@ -46,14 +46,23 @@ def training_batch(step: int, seed: int, tokens: int, warm: int, tokenizer: Toke
     """The batch of an optimizer step: a function of (step, seed), so that resuming needs no state.
 
     Half the batches are of any length up to the curriculum's longest, half lean towards short chains,
-    which show many beginnings and ends.
+    which show many beginnings and ends. Within a batch lengths differ by up to a third, so that the
+    ends of all lengths are seen every few steps and not much is padding; and half the problems begin
+    at a later label, so that the labels of long chains are learnt on short ones too.
     """
     rng = random.Random(f"{seed}/{step}")
     top = longest(step, warm)
-    steps = rng.randint(1, top) if rng.random() < 0.5 else int(top ** rng.random())
-    count = max(4, tokens // (40 + 16 * steps))
+    most = rng.randint(1, top) if rng.random() < 0.5 else int(top ** rng.random())
+    least = -(-2 * most // 3)
+    count = max(4, tokens // (40 + 16 * most))
     families = rng.choices(FAMILIES, weights=[SHARES[f] for f in FAMILIES], k=count)
-    return collate([problem(f, steps, "train", rng.getrandbits(48)) for f in families], tokenizer)
+
+    def draw(family: str) -> Problem:
+        steps = rng.randint(least, most)
+        first = rng.randint(0, top - steps) if rng.random() < 0.5 else 0
+        return problem(family, steps, "train", rng.getrandbits(48), first)
+
+    return collate([draw(f) for f in families], tokenizer)
 
 
 __all__ = ["BOS", "Batch", "collate", "longest", "training_batch"]

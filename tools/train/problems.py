@@ -106,7 +106,7 @@ def draw_arithmetic(rng: SplitMix64, steps: int) -> Draft:
     return Draft(str(start), ops, f"arithmetic|{start}{text}")
 
 
-def chain_arithmetic(draft: Draft) -> tuple[list[str], str]:
+def chain_arithmetic(draft: Draft, first: int) -> tuple[list[str], str]:
     value = int(draft.start)
     lines = [f"{value:02}"]
     for i, (kind, n, _) in enumerate(draft.ops):
@@ -114,7 +114,7 @@ def chain_arithmetic(draft: Draft) -> tuple[list[str], str]:
         tens = (value // 10 + n // 10, value // 10 - n // 10 - 1, value // 10 * n)[kind] % 10
         value = (value + n, value - n, value * n)[kind] % 100
         operand = f" {n}" if kind == 2 else f"{n}"
-        lines.append(f" {label(i)}) {SIGNS[kind]}{operand} {units:02}{tens} {value:02}")
+        lines.append(f" {label(first + i)}) {SIGNS[kind]}{operand} {units:02}{tens} {value:02}")
     return lines, str(value)
 
 
@@ -128,13 +128,13 @@ def draw_columns(rng: SplitMix64, steps: int) -> Draft:
     return Draft("00 0" if kind == 0 else "10 0", ops, f"columns{text}")
 
 
-def chain_columns(draft: Draft) -> tuple[list[str], str]:
+def chain_columns(draft: Draft, first: int) -> tuple[list[str], str]:
     lines, carry, check = [draft.start], 0, 0
     for i, (kind, a, b) in enumerate(draft.ops):
         column = a + b + carry if kind == 0 else 10 + a - b - carry
         carry = column // 10 if kind == 0 else 1 - column // 10
         check = (check + column) % 10
-        lines.append(f" {label(i)}) {a}{SIGNS[kind]}{b} {column:02} {check}")
+        lines.append(f" {label(first + i)}) {a}{SIGNS[kind]}{b} {column:02} {check}")
     return lines, str(check)
 
 
@@ -155,11 +155,11 @@ def draw_boxes(rng: SplitMix64, steps: int) -> Draft:
     return Draft(start, ops, f"boxes|{start}" + "".join(f"|{p}{q}" for _, p, q in ops))
 
 
-def chain_boxes(draft: Draft) -> tuple[list[str], str]:
+def chain_boxes(draft: Draft, first: int) -> tuple[list[str], str]:
     row, lines = list(draft.start), [draft.start]
     for i, (_, p, q) in enumerate(draft.ops):
         row[p - 1], row[q - 1] = row[q - 1], row[p - 1]
-        lines.append(f" {label(i)}) {p}{q} {''.join(row)}")
+        lines.append(f" {label(first + i)}) {p}{q} {''.join(row)}")
     return lines, "".join(row)
 
 
@@ -180,11 +180,11 @@ def draw_variables(rng: SplitMix64, steps: int) -> Draft:
     return Draft(start, ops, f"variables|{start}{text}")
 
 
-def chain_variables(draft: Draft) -> tuple[list[str], str]:
+def chain_variables(draft: Draft, first: int) -> tuple[list[str], str]:
     cells, lines = [int(c) for c in draft.start], [draft.start]
     for i, (kind, c, n) in enumerate(draft.ops):
         cells[c - 1] = n if kind == 0 else cells[n - 1] if kind == 1 else (cells[c - 1] + n) % 10
-        lines.append(f" {label(i)}) {c}{MARKS[kind]}{n} {''.join(map(str, cells))}")
+        lines.append(f" {label(first + i)}) {c}{MARKS[kind]}{n} {''.join(map(str, cells))}")
     return lines, "".join(map(str, cells))
 
 
@@ -255,13 +255,16 @@ DRAW = {"arithmetic": draw_arithmetic, "columns": draw_columns, "boxes": draw_bo
 CHAIN = {"arithmetic": chain_arithmetic, "columns": chain_columns, "boxes": chain_boxes, "variables": chain_variables}
 
 
-def problem(family: str, steps: int, split: str, seed: int) -> Problem:
+def problem(family: str, steps: int, split: str, seed: int, first: int = 0) -> Problem:
     """The problem of this family, number of steps and split that `seed` names.
 
-    Raises ValueError for an unknown family or split, or steps outside 1..=64.
+    `first` is the label of the first step: other than 0 (`a`) in training only, where short problems
+    teach the labels of long ones.
+
+    Raises ValueError for an unknown family or split, or steps outside 1..=64 - first.
     """
-    if family not in FAMILIES or split not in SPLITS or not 1 <= steps <= MAX_STEPS:
-        raise ValueError(f"no problems of family {family!r}, split {split!r}, {steps} steps")
+    if family not in FAMILIES or split not in SPLITS or not 1 <= steps <= MAX_STEPS - first:
+        raise ValueError(f"no problems of family {family!r}, split {split!r}, {steps} steps from {first}")
     rng = SplitMix64(
         seed * 0x9E3779B97F4A7C15
         + FAMILIES.index(family) * 0xBF58476D1CE4E5B9
@@ -276,7 +279,7 @@ def problem(family: str, steps: int, split: str, seed: int) -> Problem:
     intro = words.intros[rng.below(len(words.intros))].format(s=draft.start)
     phrases = words.phrases[rng.below(len(words.phrases))]
     question = words.questions[rng.below(len(words.questions))]
-    ops = "".join(f" {label(i)}) {phrases[k].format(a=a, b=b)}" for i, (k, a, b) in enumerate(draft.ops))
-    chain, value = CHAIN[family](draft)
+    ops = "".join(f" {label(first + i)}) {phrases[k].format(a=a, b=b)}" for i, (k, a, b) in enumerate(draft.ops))
+    chain, value = CHAIN[family](draft, first)
     prompt = f"{intro}{ops}. {question}"
     return Problem(family, steps, draft.canonical, prompt, tuple(chain), value, f"The answer is {value}.")

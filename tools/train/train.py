@@ -65,14 +65,14 @@ def arguments() -> argparse.Namespace:
 def token_weights(tokenizer: Tokenizer) -> torch.Tensor:
     """[vocab] each target's weight in the loss.
 
-    A chain has hundreds of tokens and one end, and a missed end spoils all of it: the end weighs 16
-    times a usual token, a step's label, which says that this is not the end, twice.
+    A chain has hundreds of tokens and one end, and a wrong end spoils all of it: the end weighs 8
+    times a usual token, a step's label, which says that this is not the end, 4 times.
     """
     weights = torch.ones(tokenizer.get_vocab_size())
-    weights[tokenizer.token_to_id(build_tokenizer.END_THINK)] = 16.0
+    weights[tokenizer.token_to_id(build_tokenizer.END_THINK)] = 8.0
     for i in range(MAX_STEPS):
         (token,) = tokenizer.encode(f" {label(i)})", add_special_tokens=False).ids
-        weights[token] = 2.0
+        weights[token] = 4.0
     return weights
 
 
