@@ -1,7 +1,11 @@
 //! llama.cpp's mixes: which block format each tensor gets under `Q4_K_M` and its kin.
 //!
 //! The rules are those of `llama_tensor_get_type_impl` in llama.cpp's `src/llama-quant.cpp`,
-//! without an importance matrix and without `--tensor-type` overrides.
+//! without an importance matrix and without `--tensor-type` overrides. The `UD-` mixes are
+//! Unsloth's for DeepSeek's models, as their makers describe them: the mix for routed experts, 4
+//! bits for attention and embedding, 6 for what leads back into the residual stream and the head.
+
+use std::collections::BTreeSet;
 
 use GgmlType::*;
 
@@ -41,6 +45,8 @@ const MIXES: &[(&str, GgmlType)] = &[
     ("IQ1_M", Iq1M),
     ("IQ1_S", Iq1S),
     ("MXFP4_MOE", Mxfp4),
+    ("UD-IQ1_S", Iq1S),
+    ("UD-Q2_K_XL", Q2K),
 ];
 
 /// The mix of this name in llama.cpp's spelling; common short names are taken too.
@@ -60,6 +66,9 @@ pub(super) fn names() -> Vec<&'static str> {
     MIXES.iter().map(|m| m.0).collect()
 }
 
+/// Mixes with rules of their own for 1 and 2 bits.
+const LOW_BITS: [&str; 6] = ["IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_S", "IQ1_M"];
+
 /// What the rules ask of a model.
 struct Model {
     layers: u64,
@@ -69,6 +78,8 @@ struct Model {
     tied: bool,
     /// llama.cpp's `LLM_TYPE_70B`: 80 layers of Llama's or Qwen's width.
     is_70b: bool,
+    /// The GGUF holds queries, keys and values as one matrix.
+    fused: bool,
 }
 
 /// Kinds of tensors that rules tell apart.
@@ -76,68 +87,62 @@ struct Model {
 enum Kind {
     Output,
     Embedding,
+    /// Values, alone or fused with others.
     Value,
     Key,
     Query,
     AttentionOutput,
-    /// One matrix for queries, keys and values.
-    FusedQkv,
+    GateOrUp,
     Down,
     Other,
+}
+
+/// A tensor's place among those of its kind.
+#[derive(Clone, Copy)]
+struct Place {
+    layer: u64,
+    /// Layers with values before it, and all of them.
+    value: (u64, u64),
+    /// Down projections before it, those of shared experts counted too.
+    down: u64,
 }
 
 /// The storage of every group, in the order of the shape's tensors; `None` for those that a GGUF
 /// of the language model does not hold.
 pub(super) fn storages(shape: &ModelShape, mix: &str) -> Vec<Option<Storage>> {
     let model = Model::of(shape);
-    let base = MIXES
+    let mix = canonical(mix).unwrap_or("Q4_K_M");
+    let base = MIXES.iter().find(|m| m.0 == mix).map_or(Q4K, |m| m.1);
+    let held = |t: &TensorGroup| !matches!(t.component, Component::Mtp | Component::Vision);
+    let with_values: BTreeSet<u32> = shape
+        .tensors
         .iter()
-        .find(|m| m.0.eq_ignore_ascii_case(mix))
-        .map_or(Q4K, |m| m.1);
-    // Counts attention values as they pass, as the quantizer does.
-    let values: u64 = count(shape, Kind::Value);
-    let mut value_index = 0;
+        .filter(|t| held(t) && model.kind(t) == Kind::Value)
+        .filter_map(|t| t.layer)
+        .collect();
+    let mut down = 0;
     shape
         .tensors
         .iter()
         .map(|group| {
-            if matches!(group.component, Component::Mtp | Component::Vision) {
+            if !held(group) {
                 return None;
             }
-            let kind = kind(group);
-            let index = value_index;
-            value_index += u64::from(kind == Kind::Value);
-            Some(Storage::Ggml(model.format(
-                group,
-                kind,
-                mix,
-                base,
-                (index, values),
-            )))
+            let kind = model.kind(group);
+            let layer = group.layer.unwrap_or(0);
+            let place = Place {
+                layer: u64::from(layer),
+                value: (
+                    with_values.range(..layer).count() as u64,
+                    with_values.len() as u64,
+                ),
+                down,
+            };
+            down += u64::from(kind == Kind::Down);
+            let format = model.format(group, kind, (mix, base), place);
+            Some(Storage::Ggml(format))
         })
         .collect()
-}
-
-fn count(shape: &ModelShape, wanted: Kind) -> u64 {
-    let of_kind = |t: &&TensorGroup| t.component == Component::Attention && kind(t) == wanted;
-    shape.tensors.iter().filter(of_kind).count() as u64
-}
-
-fn kind(group: &TensorGroup) -> Kind {
-    if group.role == Role::Kept {
-        return Kind::Other;
-    }
-    match group.name.as_str() {
-        "lm_head" => Kind::Output,
-        "embed_tokens" => Kind::Embedding,
-        "v_proj" | "kv_b_proj" => Kind::Value,
-        "k_proj" => Kind::Key,
-        "q_proj" => Kind::Query,
-        "o_proj" => Kind::AttentionOutput,
-        "in_proj_qkvz" => Kind::FusedQkv,
-        "down_proj" | "experts.down_proj" => Kind::Down,
-        _ => Kind::Other,
-    }
 }
 
 impl Model {
@@ -155,6 +160,25 @@ impl Model {
             gqa: kv.map_or(1, |kv| shape.num_attention_heads / kv.max(1)),
             tied: !shape.tensors.iter().any(|t| t.component == Component::Head),
             is_70b: layers == 80 && matches!(shape.model_type.as_str(), "llama" | "qwen2"),
+            fused: shape.model_type == "phi3",
+        }
+    }
+
+    fn kind(&self, group: &TensorGroup) -> Kind {
+        if group.role == Role::Kept {
+            return Kind::Other;
+        }
+        match group.name.as_str() {
+            "lm_head" => Kind::Output,
+            "embed_tokens" => Kind::Embedding,
+            "k_proj" | "q_proj" if self.fused => Kind::Value,
+            "v_proj" | "kv_b_proj" | "in_proj_qkvz" => Kind::Value,
+            "k_proj" => Kind::Key,
+            "q_proj" => Kind::Query,
+            "o_proj" => Kind::AttentionOutput,
+            name if name.ends_with("down_proj") => Kind::Down,
+            name if name.ends_with("gate_proj") || name.ends_with("up_proj") => Kind::GateOrUp,
+            _ => Kind::Other,
         }
     }
 
@@ -163,9 +187,8 @@ impl Model {
         &self,
         group: &TensorGroup,
         kind: Kind,
-        mix: &str,
-        base: GgmlType,
-        values: (u64, u64),
+        (mix, base): (&str, GgmlType),
+        place: Place,
     ) -> GgmlType {
         if group.role == Role::Kept || group.rows == 1 {
             return F32;
@@ -173,39 +196,47 @@ impl Model {
         if matches!(base, F32 | F16 | Bf16) {
             return base;
         }
-        let layer = u64::from(group.layer.unwrap_or(0));
         let chosen = match kind {
-            Kind::Output => output(mix, base),
-            Kind::Embedding if self.tied => output(mix, base),
+            Kind::Output => output(mix, base, group.columns),
+            Kind::Embedding if self.tied => output(mix, base, group.columns),
             _ if mix == "MXFP4_MOE" => match group.component {
                 Component::RoutedExperts => Mxfp4,
                 _ => Q8_0,
             },
+            _ if mix.starts_with("UD-") => self.dynamic(group, kind, base, place),
             Kind::Embedding => embedding(mix, base),
-            _ if self.low_bits(mix) => self.low_bit(kind, mix, base, layer),
-            Kind::Value => self.value(mix, base, values),
+            _ if LOW_BITS.contains(&mix) => self.low_bit(kind, mix, base, place),
+            Kind::Value => self.value(mix, base, place),
             Kind::Key | Kind::Query => self.key_or_query(kind, mix, base),
-            Kind::Down => self.down(mix, base, layer),
+            Kind::Down => self.down(mix, base, place),
+            Kind::GateOrUp => self.gate_or_up(mix, base, place),
             Kind::AttentionOutput => self.attention_output(mix, base),
-            Kind::FusedQkv => fused_qkv(mix, base),
             Kind::Other => base,
         };
         fitting(chosen, group.columns)
     }
 
-    fn low_bits(&self, mix: &str) -> bool {
-        ["IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_S", "IQ1_M"].contains(&mix)
+    /// Unsloth's: experts in the mix, the down projections of the first eighth in more.
+    fn dynamic(&self, group: &TensorGroup, kind: Kind, base: GgmlType, place: Place) -> GgmlType {
+        match (group.component, kind) {
+            (Component::RoutedExperts, Kind::Down) if place.layer < self.layers / 8 => {
+                if base == Q2K { Q3K } else { Q2K }
+            }
+            (Component::RoutedExperts, _) => base,
+            (_, Kind::Down) => Q6K,
+            _ => Q4K,
+        }
     }
 
     /// Attention and down projections of the mixes at 1 and 2 bits.
-    fn low_bit(&self, kind: Kind, mix: &str, base: GgmlType, layer: u64) -> GgmlType {
+    fn low_bit(&self, kind: Kind, mix: &str, base: GgmlType, place: Place) -> GgmlType {
         let larger = matches!(mix, "IQ2_S" | "IQ2_M");
         match kind {
             Kind::Value if self.gqa >= 4 || self.experts >= 4 => Q4K,
             Kind::Value if larger => Iq3S,
             Kind::Value => Q2K,
             Kind::Key if self.experts == 8 => Q4K,
-            Kind::Down if layer < self.layers / 8 => {
+            Kind::Down if place.down < self.layers / 8 => {
                 if larger {
                     Iq3S
                 } else {
@@ -219,7 +250,8 @@ impl Model {
         }
     }
 
-    fn value(&self, mix: &str, base: GgmlType, (index, count): (u64, u64)) -> GgmlType {
+    fn value(&self, mix: &str, base: GgmlType, place: Place) -> GgmlType {
+        let (index, count) = place.value;
         let grouped = self.gqa >= 4;
         let chosen = match mix {
             "Q2_K" if grouped => Q4K,
@@ -253,8 +285,16 @@ impl Model {
         }
     }
 
-    fn down(&self, mix: &str, base: GgmlType, layer: u64) -> GgmlType {
-        let layers = self.layers;
+    fn gate_or_up(&self, mix: &str, base: GgmlType, place: Place) -> GgmlType {
+        let middle = self.layers / 8..7 * self.layers / 8;
+        match mix {
+            "IQ3_XS" if middle.contains(&place.layer) => Iq3Xxs,
+            _ => base,
+        }
+    }
+
+    fn down(&self, mix: &str, base: GgmlType, place: Place) -> GgmlType {
+        let (layer, layers) = (place.layer, self.layers);
         let early = layer < layers / 8;
         let more = more_bits(layer, layers);
         match mix {
@@ -290,19 +330,12 @@ impl Model {
     }
 }
 
-fn fused_qkv(mix: &str, base: GgmlType) -> GgmlType {
-    match mix {
-        "Q3_K_M" | "Q3_K_L" | "IQ3_M" => Q4K,
-        "Q4_K_M" => Q5K,
-        "Q5_K_M" => Q6K,
-        _ => base,
-    }
-}
-
 /// The head, or the table that serves as one.
-fn output(mix: &str, base: GgmlType) -> GgmlType {
+fn output(mix: &str, base: GgmlType, columns: u64) -> GgmlType {
     match mix {
         "MXFP4_MOE" | "Q8_0" => Q8_0,
+        _ if !columns.is_multiple_of(base.block()) => Q8_0,
+        "UD-IQ1_S" | "UD-Q2_K_XL" => Q6K,
         "IQ2_XXS" | "IQ2_XS" | "IQ2_S" | "IQ2_M" | "IQ3_XXS" | "IQ1_S" | "IQ1_M" => Q5K,
         _ if base == Q8_0 => Q8_0,
         _ => Q6K,
