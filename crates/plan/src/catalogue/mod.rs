@@ -108,11 +108,15 @@ pub fn complete(name: &str, config: &Value) -> (Value, Option<String>) {
     }
 }
 
-/// Lays keys over a config, into objects that both have.
+/// Lays keys over a config, into objects that both have; another quantization replaces the whole.
 fn lay_over(base: &mut Map<String, Value>, over: &Map<String, Value>) {
     for (key, value) in over {
         match (base.get_mut(key), value) {
-            (Some(Value::Object(inner)), Value::Object(value)) => lay_over(inner, value),
+            (Some(Value::Object(inner)), Value::Object(value))
+                if inner.get("quant_method") == value.get("quant_method") =>
+            {
+                lay_over(inner, value);
+            }
             _ => {
                 base.insert(key.clone(), value.clone());
             }

@@ -49,9 +49,12 @@ pub(super) fn stem(bare: &str) -> &str {
     stem
 }
 
+/// An ending of a name, and the config it stands for.
+type Ending = (&'static str, fn() -> Value);
+
 /// The name without its quantization, and the `quantization_config` that such names stand for.
 pub(super) fn quantization(bare: &str) -> Option<(String, Value)> {
-    let endings: [(&str, fn() -> Value); 14] = [
+    let endings: [Ending; 14] = [
         ("-fp8-dynamic", || compressed(8, "float", "channel", None)),
         ("-fp8-block", fp8_blocks),
         ("-fp8", fp8_blocks),

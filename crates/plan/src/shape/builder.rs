@@ -165,7 +165,7 @@ impl<'a> Builder<'a> {
 
 /// `mlp.experts.gate_proj` is `experts.gate_proj`, `self_attn.q_proj` is `q_proj`.
 fn short_name(path: &str) -> &str {
-    for holder in ["experts.", "shared_expert", "indexer.", "visual."] {
+    for holder in ["shared_expert", "experts.", "indexer.", "visual."] {
         if let Some(at) = path.find(holder) {
             return &path[at..];
         }

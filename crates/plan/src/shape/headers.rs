@@ -32,12 +32,18 @@ impl ModelShape {
         config: &Value,
         headers: &[TensorHeader],
     ) -> Result<ModelShape, Error> {
-        let mut shape = ModelShape::from_partial_config(name, config)?;
+        let shape = ModelShape::from_partial_config(name, config)?;
+        shape.with_tensors(headers)
+    }
+
+    /// The shape with the tensors that the headers list instead of its own.
+    pub(super) fn with_tensors(self, headers: &[TensorHeader]) -> Result<ModelShape, Error> {
+        let mut shape = self;
         let layers = shape.caches.len() as u32;
         let mut groups: BTreeMap<Key, TensorGroup> = BTreeMap::new();
         for header in headers {
             let group = group(header, &shape, layers).map_err(|what| Error::Config {
-                model: name.to_owned(),
+                model: shape.name.clone(),
                 what: format!("tensor {:?}: {what}", header.name),
             })?;
             match groups.get_mut(&Key::of(&group)) {
@@ -89,8 +95,19 @@ fn group(header: &TensorHeader, shape: &ModelShape, layers: u32) -> Result<Tenso
         Some(layer) if layer >= layers && layers > 0 => Component::Mtp,
         _ => component_of(&header.name),
     };
-    let (count, rows, columns) = extents(&header.shape, component)?;
-    let storage = storage_of(header, count, rows, columns)?;
+    let wide = matches!(header.dtype.as_str(), "I64" | "U64" | "F64");
+    let (count, rows, columns) = match (component, header.shape.as_slice()) {
+        // Shapes of packed tensors and the like: a few bytes, whatever they mean.
+        _ if wide => (1, 1, header.bytes),
+        (Component::RoutedExperts, &[count, length]) if header.name.ends_with("bias") => {
+            (count, 1, length)
+        }
+        _ => extents(&header.shape, component)?,
+    };
+    let storage = match wide {
+        true => Storage::Ggml(GgmlType::I8),
+        false => storage_of(header, count, rows, columns)?,
+    };
     let role = match component {
         Component::Embedding => Role::Embedding,
         Component::Norms | Component::Router => Role::Kept,
@@ -144,10 +161,12 @@ fn storage_of(
     columns: u64,
 ) -> Result<Storage, String> {
     let storage = match header.dtype.to_ascii_uppercase().as_str() {
+        // Packed integers are counted in words, as the hub counts them.
         "F32" | "I32" | "U32" => Storage::F32,
         "F16" => Storage::F16,
         "BF16" | "I16" | "U16" => Storage::Bf16,
-        "F8_E4M3" | "F8_E5M2" | "F8_E8M0" | "I8" | "U8" => Storage::Ggml(GgmlType::I8),
+        "F8_E4M3" | "F8_E5M2" => Storage::Fp8,
+        "F8_E8M0" | "I8" | "U8" | "BOOL" => Storage::Ggml(GgmlType::I8),
         other => match GgmlType::parse(other) {
             Some(ggml) => Storage::Ggml(ggml),
             None => return Err(format!("its type {:?} is not known", header.dtype)),
@@ -157,7 +176,7 @@ fn storage_of(
         Storage::F32 => 4 * count * rows * columns,
         Storage::F16 | Storage::Bf16 => 2 * count * rows * columns,
         Storage::Ggml(ggml) => count * rows * ggml.row_bytes(columns),
-        _ => header.bytes,
+        _ => count * rows * columns,
     };
     if expected != header.bytes {
         return Err(format!(

@@ -9,6 +9,7 @@ mod caches;
 mod config;
 mod experts;
 mod families;
+mod gguf;
 mod headers;
 mod kv;
 mod layers;

@@ -31,7 +31,7 @@ pub fn stored_bytes(group: &TensorGroup, storage: Storage) -> StoredBytes {
     let (bytes, scales) = match storage {
         Storage::F32 => (4 * values, 0),
         Storage::F16 | Storage::Bf16 => (2 * values, 0),
-        Storage::Fp8 => (values, 4 * group.count),
+        Storage::Fp8 => (values, 0),
         Storage::Fp8Tiles(rows, columns) => {
             let rows = group.rows.div_ceil(u64::from(rows.max(1)));
             let columns = group.columns.div_ceil(u64::from(columns.max(1)));

@@ -122,7 +122,7 @@ mod tests {
             }
         }
         for mix in gguf_mix::names() {
-            let scheme = WeightScheme::parse(mix).unwrap();
+            let scheme = WeightScheme::parse(&format!("gguf:{mix}")).unwrap();
             assert_eq!(scheme.label(), format!("gguf:{mix}"));
         }
     }
