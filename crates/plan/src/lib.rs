@@ -5,15 +5,21 @@
 //! formats) give a [`Prediction`]; a [`Workload`] turns that into a verdict and remedies.
 
 pub mod catalogue;
+pub mod check;
 mod deployment;
+pub mod devices;
+pub mod engines;
 mod error;
 mod prediction;
 mod shape;
+pub mod verdict;
 mod weights;
+mod workload;
 
 pub use deployment::{
     Deployment, Device, Engine, EngineKind, KvDtype, MemoryRule, Parallel, Version, WeightScheme,
 };
+pub use engines::predict;
 pub use error::Error;
 pub use prediction::{Prediction, RankPlan};
 pub use shape::{
@@ -21,3 +27,5 @@ pub use shape::{
     TensorGroup, TensorHeader, caches_from_config,
 };
 pub use weights::{GgmlType, StoredBytes, stored_bytes};
+pub use verdict::Verdict;
+pub use workload::{LiveTokens, OutputLengths, Workload};

@@ -13,6 +13,8 @@ pub struct RankPlan {
     pub budget_bytes: u64,
     /// Weights, by component; quantization scales are with their tensors.
     pub weights: Vec<(Component, u64)>,
+    /// Weights that this rank leaves in host memory; not in `weights`.
+    pub offloaded_bytes: u64,
     /// Context, communicators and libraries.
     pub overhead_bytes: u64,
     /// Largest forward pass.

@@ -37,6 +37,7 @@ pub(crate) fn shape() -> ModelShape {
         max_position_embeddings: 65536,
         dtype: Storage::Bf16,
         quantization: None,
+        undetermined: None,
         tensors: vec![
             tensor(Component::Embedding, 1, 1, 1000, 1024),
             tensor(Component::Attention, 4, 4, 1024, 1024),

@@ -1,0 +1,171 @@
+//! vLLM's rules: a fraction of the device's total for everything, a profile run, a paged pool.
+//!
+//! What differs between releases is in `releases`; the peak of the profile run in `activation`;
+//! what its 4-bit kernels add to weights in `mxfp4`.
+
+mod activation;
+mod graphs;
+mod mxfp4;
+pub mod releases;
+
+pub(super) use activation::{feed_forward_bytes, forward_bytes};
+
+use super::pool::{Pool, PoolRules, lay_out};
+use super::sharding::{Stage, stages, weights};
+use super::{caches, part_of};
+use crate::{Deployment, Error, LayerCache, MemoryRule, ModelShape, Prediction, RankPlan};
+use activation::Run;
+use releases::Rules;
+
+/// Tokens a block.
+const BLOCK: u64 = 16;
+/// Bytes of a recurrent state's value: states are in the model's own type.
+const STATE_VALUE: u64 = 2;
+
+/// What each stage's ranks hold, and the pool that is left.
+pub(super) fn predict(shape: &ModelShape, deployment: &Deployment) -> Result<Prediction, Error> {
+    let rules = Rules::of(deployment);
+    let run = settings(shape, deployment, &rules);
+    let layers = shape.caches.len() as u32;
+    let mut ranks = Vec::new();
+    let mut pools = Vec::new();
+    for stage in stages(layers, deployment.parallel.pp) {
+        let (rank, pool) = of_stage(shape, deployment, &rules, &run, &stage);
+        ranks.push(rank);
+        pools.push(pool);
+    }
+    // All ranks get as many blocks as the smallest one.
+    let smallest = pools
+        .into_iter()
+        .min_by(|a, b| a.concurrency.total_cmp(&b.concurrency))
+        .expect("a model has at least one stage");
+    let replicas = u64::from(deployment.parallel.dp);
+    Ok(Prediction {
+        kv_tokens: smallest.tokens.saturating_mul(replicas),
+        block_size: smallest.block_size,
+        max_model_len: run.max_model_len,
+        max_num_seqs: run.sequences.saturating_mul(replicas),
+        max_concurrency: smallest.concurrency * replicas as f64,
+        notes: notes(shape, deployment, &rules, &run),
+        ranks,
+    })
+}
+
+fn settings(shape: &ModelShape, deployment: &Deployment, rules: &Rules) -> Run {
+    let own = shape.max_position_embeddings.max(1);
+    let max_model_len = deployment.max_model_len.unwrap_or(own);
+    let device = &deployment.device;
+    let tokens = deployment
+        .max_num_batched_tokens
+        .unwrap_or_else(|| rules.batched_tokens(device, max_model_len));
+    let sequences = deployment
+        .max_num_seqs
+        .unwrap_or_else(|| rules.max_num_seqs(device));
+    Run {
+        tokens,
+        sequences: sequences.min(tokens),
+        max_model_len,
+        block_size: deployment.block_size.unwrap_or(BLOCK),
+    }
+}
+
+fn of_stage(
+    shape: &ModelShape,
+    deployment: &Deployment,
+    rules: &Rules,
+    run: &Run,
+    stage: &Stage,
+) -> (RankPlan, Pool) {
+    let device = &deployment.device;
+    let budget = match deployment.memory {
+        Some(MemoryRule::OfTotal(fraction)) => part_of(device.total_bytes, fraction),
+        Some(MemoryRule::Bytes(bytes)) => bytes,
+        _ => part_of(device.total_bytes, rules.utilization),
+    };
+    let mut held = weights(
+        shape,
+        deployment,
+        stage,
+        &mxfp4::padding(deployment, rules.version),
+    );
+    let activations = activation::peak(shape, deployment, stage, rules, run);
+    let overhead = rules.non_torch_bytes(deployment);
+    let graphs = match deployment.cuda_graphs {
+        true => graphs::bytes(shape, stage, run.sequences),
+        false => 0,
+    };
+    let fixed = activations + overhead + if rules.graphs_subtracted { graphs } else { 0 };
+    let offloaded = super::offload(&mut held, budget.saturating_sub(fixed), deployment);
+    let taken = held.iter().map(|(_, bytes)| bytes).sum::<u64>() + fixed;
+    let available = budget.saturating_sub(taken);
+    let dtype = deployment
+        .kv_dtype
+        .unwrap_or_else(|| caches::default_dtype(shape));
+    let parallel = &deployment.parallel;
+    let layers = caches::on_rank(
+        shape,
+        &stage.layers,
+        parallel,
+        dtype,
+        rules.latent_align,
+        STATE_VALUE,
+    );
+    let pool = lay_out(
+        &layers,
+        &PoolRules {
+            available,
+            block_size: run.block_size,
+            max_model_len: run.max_model_len,
+            batched_tokens: run.tokens,
+            dcp: u64::from(parallel.dcp),
+            hybrid: rules.hybrid,
+        },
+    );
+    let rank = RankPlan {
+        device: device.clone(),
+        rank: (0, stage.index),
+        budget_bytes: budget,
+        weights: held,
+        offloaded_bytes: offloaded,
+        overhead_bytes: overhead,
+        activation_peak_bytes: activations,
+        cuda_graph_bytes: graphs,
+        kv_pool_bytes: available,
+        kv_blocks: pool.blocks,
+        kv_tokens: pool.tokens,
+        kv_bytes_per_token: pool.bytes_per_token,
+        missing_bytes: taken.saturating_sub(budget),
+    };
+    (rank, pool)
+}
+
+fn notes(shape: &ModelShape, deployment: &Deployment, rules: &Rules, run: &Run) -> Vec<String> {
+    let mut notes = vec![format!(
+        "vLLM {}: profiled with {} tokens and {} sequences of logits, {} copies of them in 32 bits",
+        rules.version, run.tokens, run.sequences, rules.logit_copies
+    )];
+    if !rules.graphs_subtracted && deployment.cuda_graphs {
+        notes.push(
+            "captured graphs come on top of the budget before vLLM 0.21: leave room for them"
+                .to_owned(),
+        );
+    }
+    if rules.latent_align > 1 && shape.caches.iter().any(|c| is_latent(c)) {
+        notes.push(format!(
+            "latent rows are rounded up to {} bytes in this release",
+            rules.latent_align
+        ));
+    }
+    let hybrid = shape.caches.iter().any(|c| !c.is_full());
+    if hybrid && !rules.hybrid {
+        notes.push("this release stores layers with a window in full".to_owned());
+    }
+    notes
+}
+
+fn is_latent(cache: &LayerCache) -> bool {
+    matches!(
+        cache,
+        LayerCache::Latent { .. } | LayerCache::IndexedLatent { .. }
+    )
+}
