@@ -65,6 +65,28 @@ const TOTALS: &[(&str, u64)] = &[
     ("ibm-granite/granite-3.1-8b-instruct", 8_170_848_256),
     ("ibm-granite/granite-3.3-8b-instruct", 8_170_864_640),
     ("allenai/OLMo-2-1124-7B", 7_298_617_344),
+    ("allenai/OLMo-2-1124-13B", 13_716_198_400),
+    ("ibm-granite/granite-vision-3.3-2b", 2_975_396_928),
+    ("meta-llama/Llama-4-Scout-17B-16E-Instruct", 108_641_793_536),
+    (
+        "meta-llama/Llama-4-Maverick-17B-128E-Instruct",
+        401_583_781_376,
+    ),
+    ("mistralai/Mistral-Nemo-Instruct-2407", 12_247_782_400),
+    ("mistralai/Ministral-8B-Instruct-2410", 8_019_808_256),
+    ("mistralai/Mistral-Large-Instruct-2407", 122_610_069_504),
+    ("mistralai/Codestral-22B-v0.1", 22_247_282_688),
+    ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", 1_100_048_384),
+    ("CohereForAI/c4ai-command-r-v01", 34_980_831_232),
+    ("CohereForAI/c4ai-command-r-08-2024", 32_296_476_672),
+    ("CohereForAI/c4ai-command-r7b-12-2024", 8_028_033_024),
+    ("microsoft/Phi-4-mini-instruct", 3_836_021_760),
+    ("microsoft/Phi-3-medium-4k-instruct", 13_960_238_080),
+    ("zai-org/GLM-4-9B-0414", 9_400_279_040),
+    ("zai-org/GLM-4-32B-0414", 32_566_081_536),
+    ("Qwen/Qwen3-Coder-480B-A35B-Instruct", 480_154_875_392),
+    ("Qwen/Qwen1.5-MoE-A2.7B", 14_315_784_192),
+    ("Qwen/Qwen2.5-VL-7B-Instruct", 8_292_166_656),
 ];
 
 #[test]

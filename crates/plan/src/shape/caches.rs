@@ -47,7 +47,7 @@ pub(super) fn caches(source: &Source) -> Result<Vec<LayerCache>, ConfigError> {
     let heads = Heads::read(&fields)?;
     let (kv, dim) = (heads.kv as u32, heads.dim as u32);
     let window = if kinds.contains(&Kind::Sliding) {
-        fields.required("sliding_window", MAX_CONTEXT)? as u32
+        fields.required(source.family.window, MAX_CONTEXT)? as u32
     } else {
         0
     };
@@ -100,10 +100,8 @@ pub(super) fn layer_kinds(
             return types
                 .iter()
                 .map(|kind| match kind.as_str() {
-                    Some("full_attention" | "attention" | "global_attention") => Ok(Kind::Full),
-                    Some("sliding_attention" | "sliding_window" | "local_attention") => {
-                        Ok(Kind::Sliding)
-                    }
+                    Some("full_attention") => Ok(Kind::Full),
+                    Some("sliding_attention" | "chunked_attention") => Ok(Kind::Sliding),
                     Some("linear_attention") => Ok(Kind::Linear),
                     _ => Err(fields.error("layer_types", allowed)),
                 })
@@ -115,7 +113,7 @@ pub(super) fn layer_kinds(
     if let Some(interval) = fields.count("full_attention_interval", 1, MAX_LAYERS)? {
         return Ok(every(layers, interval, Kind::Linear));
     }
-    let windowed = fields.count("sliding_window", 1, MAX_CONTEXT)?.is_some();
+    let windowed = fields.count(family.window, 1, MAX_CONTEXT)?.is_some();
     Ok(match family.windows {
         Windows::All if windowed => vec![Kind::Sliding; layers],
         Windows::Opted if windowed && fields.flag("use_sliding_window", false)? => {

@@ -50,6 +50,7 @@ impl Experts {
         let width = fields.required(family.expert_width, MAX_INTERMEDIATE)? as u64;
         let shared = match family.shared {
             Shared::None => 0,
+            Shared::Same => width,
             Shared::Count => {
                 fields
                     .count("n_shared_experts", 0, MAX_EXPERTS)?
@@ -187,10 +188,14 @@ impl ExpertLayers {
         fields: &Fields<'_>,
     ) -> Result<ExpertLayers, ConfigError> {
         let dense_first = fields.count("first_k_dense_replace", 0, MAX_LAYERS)?;
-        let step = match fields.count("decoder_sparse_step", 1, MAX_LAYERS)? {
-            Some(step) => step,
-            None => fields.count("moe_layer_freq", 1, MAX_LAYERS)?.unwrap_or(1),
-        };
+        let mut step = 1;
+        for key in [
+            "decoder_sparse_step",
+            "moe_layer_freq",
+            "interleave_moe_layer_step",
+        ] {
+            step = fields.count(key, 1, MAX_LAYERS)?.unwrap_or(step);
+        }
         let dense = match config.get("mlp_only_layers") {
             None | Some(Value::Null) => Vec::new(),
             Some(Value::Array(layers)) => layers
@@ -222,7 +227,7 @@ pub(super) fn add_dense(
     fields: &Fields<'_>,
     hidden: u64,
 ) -> Result<(), ConfigError> {
-    let width = fields.required("intermediate_size", MAX_INTERMEDIATE)? as u64;
+    let width = fields.required(family.dense_width, MAX_INTERMEDIATE)? as u64;
     let parts: &[(&'static str, &'static str, bool)] = if family.gated_mlp {
         &[
             ("mlp.gate_proj", "mlp.gate_proj.bias", true),

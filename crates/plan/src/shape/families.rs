@@ -49,6 +49,8 @@ pub(super) enum Shared {
     Count,
     /// `shared_expert_intermediate_size`, with a gate of one row.
     Gated,
+    /// One as wide as a routed expert.
+    Same,
 }
 
 /// How a family's layers are made.
@@ -80,6 +82,8 @@ pub(super) struct Family {
     pub expert_bias: bool,
     /// Width of a routed expert.
     pub expert_width: &'static str,
+    /// Width of a dense feed-forward.
+    pub dense_width: &'static str,
     /// Shared experts.
     pub shared: Shared,
     /// The router has a correction bias for each expert.
@@ -90,6 +94,8 @@ pub(super) struct Family {
     pub tied: bool,
     /// Windows of layers.
     pub windows: Windows,
+    /// Tokens in a window (or a chunk, which holds as many at most).
+    pub window: &'static str,
     /// Keys that releases leave to the config class.
     pub defaults: &'static [(&'static str, i64)],
     /// Multi-token-prediction layers that releases hold.
@@ -120,18 +126,20 @@ const LLAMA: Family = Family {
     mlp_bias: Bias::Key("mlp_bias", false),
     expert_bias: false,
     expert_width: "moe_intermediate_size",
+    dense_width: "intermediate_size",
     shared: Shared::None,
     correction_bias: false,
     head_bias: false,
     tied: false,
     windows: Windows::None,
+    window: "sliding_window",
     defaults: &[],
     mtp: Mtp::None,
 };
 
 /// Qwen 3: biases by key in front only, norms of heads.
 const QWEN3: Family = Family {
-    types: &["qwen3"],
+    types: &["qwen3", "qwen3_vl", "qwen3_vl_text"],
     qk_norm: QkNorm::PerHead,
     mlp_bias: Bias::Never,
     windows: Windows::Opted,
@@ -140,7 +148,13 @@ const QWEN3: Family = Family {
 };
 
 const QWEN2: Family = Family {
-    types: &["qwen2"],
+    types: &[
+        "qwen2",
+        "qwen2_vl",
+        "qwen2_vl_text",
+        "qwen2_5_vl",
+        "qwen2_5_vl_text",
+    ],
     qkv_bias: Bias::Always,
     o_bias: Bias::Never,
     mlp_bias: Bias::Never,
@@ -149,7 +163,14 @@ const QWEN2: Family = Family {
 };
 
 const DEEPSEEK: Family = Family {
-    types: &["deepseek_v3", "kimi_k2", "deepseek_v32"],
+    types: &[
+        "deepseek_v3",
+        "kimi_k2",
+        "kimi_k25",
+        "kimi_vl",
+        "deepseek_v32",
+        "glm4_moe_lite",
+    ],
     latent: true,
     mlp_bias: Bias::Never,
     shared: Shared::Count,
@@ -181,7 +202,7 @@ const GEMMA2: Family = Family {
 const FAMILIES: &[Family] = &[
     LLAMA,
     Family {
-        types: &["mistral", "ministral", "mistral3_text"],
+        types: &["mistral", "mistral3", "ministral", "ministral3"],
         qkv_bias: Bias::Never,
         o_bias: Bias::Never,
         mlp_bias: Bias::Never,
@@ -191,7 +212,7 @@ const FAMILIES: &[Family] = &[
     QWEN2,
     QWEN3,
     Family {
-        types: &["qwen3_moe"],
+        types: &["qwen3_moe", "qwen3_vl_moe", "qwen3_vl_moe_text"],
         ..QWEN3
     },
     Family {
@@ -206,6 +227,11 @@ const FAMILIES: &[Family] = &[
         ..DEEPSEEK
     },
     DEEPSEEK,
+    Family {
+        types: &["glm_moe_dsa"],
+        defaults: &[("index_head_dim", 128), ("index_n_heads", 32)],
+        ..DEEPSEEK
+    },
     QWEN3_NEXT,
     Family {
         types: &["qwen3_5", "qwen3_5_text"],
@@ -270,6 +296,17 @@ const FAMILIES: &[Family] = &[
         shared: Shared::Count,
         correction_bias: true,
         mtp: Mtp::NextN,
+        ..LLAMA
+    },
+    Family {
+        types: &["llama4", "llama4_text"],
+        o_bias: Bias::Key("attention_bias", false),
+        mlp_bias: Bias::Never,
+        expert_width: "intermediate_size",
+        dense_width: "intermediate_size_mlp",
+        shared: Shared::Same,
+        windows: Windows::AllBut(4, "no_rope_layer_interval"),
+        window: "attention_chunk_size",
         ..LLAMA
     },
     Family {

@@ -149,6 +149,10 @@ fn ignored(map: &Map<String, Value>, fields: &Fields<'_>) -> Result<Vec<Pattern>
         "exclude_modules",
     ] {
         patterns.extend(names(map, key, fields)?);
+        // modelopt's own file keeps its settings one level down.
+        if let Some(Value::Object(inner)) = map.get("quantization") {
+            patterns.extend(names(inner, key, fields)?);
+        }
     }
     Ok(patterns)
 }

@@ -24,8 +24,12 @@ struct Tower {
     patch: u64,
     /// Rows of the table of positions; 0 where positions are rotated alone.
     positions: u64,
-    /// Projections, patches and norms have biases.
+    /// Projections have biases.
     biases: bool,
+    /// Patches have a bias.
+    patch_bias: bool,
+    /// Norms have biases.
+    norm_bias: bool,
     /// Three matrices in a feed-forward, not two.
     gated: bool,
     /// Norms of the whole tower, before and after its layers.
@@ -93,7 +97,9 @@ impl Tower {
             None => (image / side) * (image / side),
         };
         let pixtral = kind == "pixtral";
-        let clip = kind == "clip_vision_model";
+        // Qwen2.5-VL: rotated positions, gated feed-forwards with biases, norms without.
+        let gated = pixtral || wrapper == "qwen2_5_vl";
+        let class_token = matches!(kind, "clip_vision_model" | "llama4_vision_model");
         let hidden = extent(fields, &["hidden_size", "vt_hidden_size"], MAX_WIDTH)?;
         Ok(Tower {
             hidden,
@@ -108,24 +114,24 @@ impl Tower {
                 MAX_INTERMEDIATE,
             )?,
             patch: (channels * frames * side * side) as u64,
-            positions: if pixtral { 0 } else { positions as u64 },
+            positions: if gated { 0 } else { positions as u64 },
             biases: !pixtral,
-            gated: pixtral,
-            norms: if clip {
-                2
-            } else {
-                u64::from(!kind.starts_with("qwen"))
+            patch_bias: !gated && !class_token,
+            norm_bias: !gated,
+            gated,
+            norms: match class_token {
+                true => 2,
+                false => u64::from(!wrapper.starts_with("qwen")),
             },
             pooling: kind.starts_with("siglip")
                 && wrapper != "gemma3"
                 && fields.flag("vision_use_head", true)?,
-            class_token: clip,
+            class_token,
         })
     }
 
     fn add(&self, builder: &mut Builder<'_>) {
         let h = self.hidden;
-        let bias = u64::from(self.biases);
         linear(
             builder,
             "visual.patch_embed",
@@ -133,22 +139,31 @@ impl Tower {
             self.patch,
             Split::Replicated,
         );
-        // CLIP's patches have no bias, its class token takes as many values.
-        vector(builder, "visual.patch_embed.bias", bias * h);
-        let positions = self.positions + u64::from(self.class_token);
+        vector(
+            builder,
+            "visual.patch_embed.bias",
+            u64::from(self.patch_bias) * h,
+        );
+        // A position and an embedding of its own.
+        let positions = self.positions + 2 * u64::from(self.class_token);
         if positions > 0 {
             builder.table(VISION, "visual.positions", positions, h);
         }
         for _ in 0..self.layers {
             self.add_layer(builder);
         }
-        vector(builder, "visual.norm", self.norms * h * (1 + bias));
+        vector(
+            builder,
+            "visual.norm",
+            self.norms * h * (1 + u64::from(self.norm_bias)),
+        );
         if self.pooling {
             vector(builder, "visual.probe", h);
             linear(builder, "visual.head.in_proj", 3 * h, h, Split::Replicated);
             linear(builder, "visual.head.out_proj", h, h, Split::Replicated);
             linear(builder, "visual.head.fc1", self.width, h, Split::Replicated);
             linear(builder, "visual.head.fc2", h, self.width, Split::Replicated);
+            // Queries, keys, values, output, the last matrix and a norm; the first matrix.
             vector(builder, "visual.head.biases", 7 * h + self.width);
         }
     }
@@ -162,10 +177,18 @@ impl Tower {
             linear(builder, "visual.gate", width, h, Split::Rows);
         }
         linear(builder, "visual.fc2", h, width, Split::Columns);
-        vector(builder, "visual.norms", 2 * h);
+        vector(
+            builder,
+            "visual.norms",
+            2 * h * (1 + u64::from(self.norm_bias)),
+        );
         if self.biases {
-            // Queries, keys, values, output, both norms and the second matrix; the first matrix.
-            vector(builder, "visual.biases", 7 * h + width);
+            // Queries, keys, values, output and the last matrix; the first ones.
+            vector(
+                builder,
+                "visual.biases",
+                5 * h + width * (1 + u64::from(self.gated)),
+            );
         }
     }
 }
@@ -200,14 +223,20 @@ impl Projector {
                 }
             }
             "llava_next" | "llava" => {
-                let picked = match outer_layers(outer) {
-                    0 => 1,
-                    picked => picked,
-                };
+                // One layer of the tower, or a list of them side by side.
+                let picked = list_length(outer, "vision_feature_layer").max(1);
                 Projector {
                     matrices: vec![(hidden, picked * from), (hidden, hidden)],
                     vectors: vec![if wrapper == "llava_next" { hidden } else { 0 }],
                     biases: outer.flag("multimodal_projector_bias", true)?,
+                }
+            }
+            "llama4" => {
+                let inner = fields.required("projector_input_dim", MAX_WIDTH)? as u64;
+                let out = fields.required("vision_output_dim", MAX_WIDTH)? as u64;
+                Projector {
+                    matrices: vec![(inner, 4 * from), (out, inner), (hidden, out)],
+                    ..Projector::default()
                 }
             }
             // Patches merged two by two: Kimi's and Qwen's.
@@ -217,11 +246,17 @@ impl Projector {
                     None => 4 * from,
                 };
                 let out = fields.extent("out_hidden_size", hidden as usize, MAX_WIDTH)? as u64;
-                Projector {
+                let mut projector = Projector {
                     matrices: vec![(merged, merged), (out, merged)],
-                    vectors: vec![2 * from],
+                    vectors: vec![from * (1 + u64::from(tower.norm_bias))],
                     biases: true,
+                };
+                // Qwen3-VL has one more for each layer that it also takes features from.
+                for _ in 0..list_length(fields, "deepstack_visual_indexes") {
+                    projector.matrices.extend([(merged, merged), (out, merged)]);
+                    projector.vectors.push(2 * merged);
                 }
+                projector
             }
         })
     }
@@ -245,14 +280,14 @@ impl Projector {
     }
 }
 
-/// How many of the tower's layers the projector sees (`vision_feature_layer` is one or a list).
-fn outer_layers(outer: &Fields<'_>) -> u64 {
-    match outer {
+/// The length of a list; 0 where there is none.
+fn list_length(fields: &Fields<'_>, key: &str) -> u64 {
+    match fields {
         Fields::Json(map, _) => map
-            .get("vision_feature_layer")
+            .get(key)
             .and_then(Value::as_array)
-            .map_or(1, |layers| layers.len().min(MAX_LAYERS) as u64),
-        Fields::Gguf(..) => 1,
+            .map_or(0, |list| list.len().min(MAX_LAYERS) as u64),
+        Fields::Gguf(..) => 0,
     }
 }
 
