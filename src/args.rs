@@ -330,6 +330,9 @@ pub struct EvalArgs {
     /// Another seed gives other problems.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+    /// Write every problem with what the model thought and answered into this file, as JSON lines.
+    #[arg(long, value_name = "FILE", conflicts_with = "text")]
+    pub answers: Option<PathBuf>,
     /// Draw accuracy against chain length into this file.
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use scrimp_checkpoint::{Checkpoint, Format, hub};
 use scrimp_model::{MetaArray, MetaValue, Metadata, ModelConfig};
 use scrimp_server::ModelText;
@@ -32,11 +32,7 @@ pub fn open(model: &str) -> Result<Opened> {
         (model.to_owned(), bundled::open()?)
     } else {
         let path = fetch(model)?;
-        let opened = Checkpoint::open(&path);
-        (
-            short_name(model, &path),
-            opened.with_context(|| format!("opening {}", path.display()))?,
-        )
+        (short_name(model, &path), Checkpoint::open(&path)?)
     };
     let config = checkpoint.config()?;
     let text = match (checkpoint.format(), checkpoint.metadata()) {

@@ -3,6 +3,7 @@
 //! Results go to stdout; everything else (progress, reports, bills) goes to stderr, so that
 //! stdout can be piped.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Writes an answer to stdout as it comes, thinking dimmed where the terminal can.
 pub struct AnswerPrinter {
+    terminal: bool,
     colours: bool,
     thinking: bool,
     ends_with_newline: bool,
@@ -19,9 +21,10 @@ impl AnswerPrinter {
     /// A printer for this process's stdout; `NO_COLOR` is respected.
     pub fn new() -> AnswerPrinter {
         let unwanted = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
-        let colours = stdout().is_terminal() && !unwanted;
+        let terminal = stdout().is_terminal();
         AnswerPrinter {
-            colours,
+            terminal,
+            colours: terminal && !unwanted,
             thinking: false,
             ends_with_newline: true,
         }
@@ -73,11 +76,23 @@ impl AnswerPrinter {
         if !text.is_empty() {
             self.ends_with_newline = text.ends_with('\n');
         }
-        self.put(text)
+        match self.terminal {
+            true => self.put(&printable(text)),
+            false => self.put(text),
+        }
     }
 
     fn put(&mut self, text: &str) -> std::io::Result<()> {
         print(text)
+    }
+}
+
+/// What a model may write on a terminal: text, but no commands to it.
+fn printable(text: &str) -> Cow<'_, str> {
+    let commands = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    match text.contains(commands) {
+        true => text.replace(commands, "\u{fffd}").into(),
+        false => text.into(),
     }
 }
 
@@ -179,6 +194,15 @@ mod tests {
         let rows = rows.map(|r| r.into_iter().map(String::from).collect());
         assert_eq!(table(&rows), "weights    1 KiB\nkv       300 KiB\n");
         assert_eq!(table(&[]), "");
+    }
+
+    #[test]
+    fn a_model_gives_a_terminal_no_commands() {
+        assert_eq!(printable("two\n\tlines é"), "two\n\tlines é");
+        assert_eq!(
+            printable("\x1b]0;title\x07\u{9b}2J"),
+            "\u{fffd}]0;title\u{fffd}\u{fffd}2J"
+        );
     }
 
     #[test]

@@ -161,6 +161,8 @@ fn eval_measures_by_length_and_draws() {
     let folder = tempfile::tempdir().unwrap();
     let svg = folder.path().join("accuracy.svg");
     let svg = svg.to_str().unwrap();
+    let answers = folder.path().join("answers.jsonl");
+    let answers = answers.to_str().unwrap();
     let args = [
         "eval",
         "--problems",
@@ -170,12 +172,20 @@ fn eval_measures_by_length_and_draws() {
         "--json",
         "--svg",
         svg,
+        "--answers",
+        answers,
     ];
     let report: Value = serde_json::from_str(&printed(&args, "")).unwrap();
     assert_eq!(report["problems"], 16);
     assert_eq!(report["families"][0]["by_length"][1]["steps"], 2);
     assert_eq!(report["families"][0]["by_length"][0]["accuracy"], 1.0);
     assert!(std::fs::read_to_string(svg).unwrap().starts_with("<svg"));
+    let answers = std::fs::read_to_string(answers).unwrap();
+    let answers = answers.lines().map(serde_json::from_str::<Value>);
+    let answers: Vec<Value> = answers.collect::<Result<_, _>>().unwrap();
+    let right = answers.iter().filter(|a| a["correct"] == true).count();
+    assert_eq!(answers.len(), 16);
+    assert_eq!(right as f64 / 16.0, report["accuracy"].as_f64().unwrap());
 }
 
 #[test]

@@ -14,7 +14,7 @@ mod text_report;
 
 pub use chart::accuracy_svg;
 pub use divergence::Divergence;
-pub use reasoning::{Examiner, ReasoningTask, TaskError};
+pub use reasoning::{Answered, Examiner, ReasoningTask, TaskError};
 pub use score::{FamilyReport, LengthReport, Outcome, Report};
 pub use text::{Scorer, TextError, TextTask};
 pub use text_report::{TextReport, TokenScore};

@@ -50,6 +50,19 @@ pub trait Examiner {
     fn count(&self, text: &str) -> Result<usize, String>;
 }
 
+/// A problem with what the model made of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answered<'a> {
+    /// What was asked.
+    pub problem: &'a Problem,
+    /// What the model thought.
+    pub reasoning: &'a str,
+    /// What it answered.
+    pub answer: &'a str,
+    /// How it went.
+    pub outcome: &'a Outcome,
+}
+
 /// Why the task could not be done.
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
@@ -84,7 +97,7 @@ impl ReasoningTask {
         problems
     }
 
-    /// Puts every problem and scores the answers; `progress` hears how many are done, of how many.
+    /// Puts every problem and scores the answers; `told` hears each, in the order they end.
     ///
     /// # Errors
     /// When a problem cannot be put, or the engine refuses one or stops.
@@ -92,7 +105,7 @@ impl ReasoningTask {
         &self,
         engine: &EngineHandle,
         examiner: &dyn Examiner,
-        progress: &mut dyn FnMut(usize, usize),
+        told: &mut dyn FnMut(&Answered<'_>),
     ) -> Result<Report, TaskError> {
         let started = Instant::now();
         let problems = self.problems();
@@ -129,8 +142,14 @@ impl ReasoningTask {
                     answer.answer.push_str(&delta.answer);
                 }
                 Event::Finished(finished) => {
-                    outcomes.push(answer.score(problem, finished.usage.reasoning_tokens));
-                    progress(outcomes.len(), problems.len());
+                    let outcome = answer.score(problem, finished.usage.reasoning_tokens);
+                    told(&Answered {
+                        problem,
+                        reasoning: &answer.reasoning,
+                        answer: &answer.answer,
+                        outcome: &outcome,
+                    });
+                    outcomes.push(outcome);
                 }
                 Event::Failed(source) => {
                     return Err(TaskError::Engine {

@@ -5,7 +5,8 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use scrimp_engine::GenerateRequest;
 use scrimp_eval::problems::{Family, MAX_STEPS};
-use scrimp_eval::{Examiner, ReasoningTask, Report, accuracy_svg};
+use scrimp_eval::{Answered, Examiner, ReasoningTask, Report, accuracy_svg};
+use serde_json::json;
 
 use crate::args::EvalArgs;
 use crate::launch::{Settings, launch};
@@ -20,11 +21,18 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let launched = launch(&opened, &settings, usize::MAX, None)?;
     let total = (task.families.len() * task.problems) as u64;
     let bar = terminal::count_progress("problems", total);
-    let report = task.run(&launched.handle, &Greedy(&opened), &mut |done, _| {
-        bar.set_position(done as u64);
+    let mut answers = String::new();
+    let report = task.run(&launched.handle, &Greedy(&opened), &mut |answered| {
+        bar.inc(1);
+        if args.answers.is_some() {
+            answers.push_str(&line(answered));
+        }
     });
     bar.finish_and_clear();
     let report = report?;
+    if let Some(path) = &args.answers {
+        fs::write(path, answers).with_context(|| format!("writing {}", path.display()))?;
+    }
     let label = args.label.clone().unwrap_or_else(|| opened.name.clone());
     if let Some(path) = &args.svg {
         let mut reports = vec![(label, report.clone())];
@@ -39,6 +47,22 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         false => text(&report),
     })?;
     launched.stop()
+}
+
+/// A problem and its answer as a line of JSON.
+fn line(answered: &Answered<'_>) -> String {
+    let problem = answered.problem;
+    let line = json!({
+        "family": problem.family.name(),
+        "steps": problem.steps,
+        "prompt": problem.prompt,
+        "value": problem.value,
+        "reasoning": answered.reasoning,
+        "answer": answered.answer,
+        "correct": answered.outcome.correct,
+        "first_wrong_step": answered.outcome.first_wrong_step,
+    });
+    line.to_string() + "\n"
 }
 
 fn task(args: &EvalArgs) -> Result<ReasoningTask> {
