@@ -105,3 +105,51 @@ fn the_dynamic_mix_of_r1_is_near_the_published_file() {
     let gib = tensors(&shape, "UD-IQ1_S") as f64 / MIB / 1024.0;
     assert!((gib / 130.6 - 1.0).abs() < 0.01, "{gib}");
 }
+
+/// `llama-quantize --dry-run` on models of experts: eight of them (which has rules of its own) with
+/// rows that do not divide into 256, and sixteen.
+#[test]
+fn every_mix_of_models_of_experts_is_what_the_quantizer_prints() {
+    let eight = json!({
+        "model_type": "mixtral", "num_hidden_layers": 32, "hidden_size": 512,
+        "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64,
+        "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 768,
+        "vocab_size": 1024, "tie_word_embeddings": false,
+    });
+    let sixteen = json!({
+        "model_type": "qwen3_moe", "num_hidden_layers": 24, "hidden_size": 512,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64,
+        "num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 256,
+        "intermediate_size": 256, "vocab_size": 1024, "tie_word_embeddings": false,
+    });
+    let eight = ModelShape::from_config("eight", &eight).unwrap();
+    let sixteen = ModelShape::from_config("sixteen", &sixteen).unwrap();
+    for (mix, of_eight, of_sixteen) in [
+        ("Q2_K", 117.83, 60.38),
+        ("Q3_K_M", 151.69, 78.94),
+        ("Q3_K_L", 160.88, 85.79),
+        ("Q4_K_M", 189.94, 99.25),
+        ("Q4_K_S", 179.07, 93.49),
+        ("Q5_K_M", 221.01, 116.37),
+        ("Q6_K", 255.07, 134.57),
+        ("Q8_0", 328.94, 174.04),
+        ("IQ4_XS", 170.18, 88.53),
+        ("IQ3_S", 138.19, 71.09),
+        ("IQ3_M", 144.56, 73.08),
+        ("IQ3_XS", 131.06, 67.29),
+        ("IQ2_XXS", 86.04, 44.47),
+        ("IQ2_M", 105.06, 55.35),
+        ("IQ1_S", 68.29, 35.28),
+        ("MXFP4_MOE", 175.94, 97.54),
+        ("Q4_0", 176.57, 92.67),
+    ] {
+        for (shape, mib) in [(&eight, of_eight), (&sixteen, of_sixteen)] {
+            let found = tensors(shape, mix) as f64 / MIB;
+            assert!(
+                (found - mib).abs() < 0.006,
+                "{} {mix}: {found:.3} rather than {mib}",
+                shape.name
+            );
+        }
+    }
+}
