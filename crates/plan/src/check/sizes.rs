@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::quantities::{Figures, Predicted};
 use super::setting::{count, dtype, text};
-use crate::{KvDtype, MlaCacheMode, ModelShape, WeightScheme};
+use crate::{KvDtype, LayerCache, MlaCacheMode, ModelShape, WeightScheme};
 
 const GIB: f64 = (1u64 << 30) as f64;
 const MIB: f64 = (1u64 << 20) as f64;
@@ -131,13 +131,18 @@ pub(super) fn kv(shape: &ModelShape, setting: &Map<String, Value>) -> Result<Pre
     };
     figures.put("bytes_per_token", per_token as f64);
     figures.put("kv_layers", layers);
-    if layers > 0.0 {
-        let layer = per_token as f64 / layers;
+    // A layer's row is what attention reads; keys of an indexer are a cache of their own.
+    let rows = shape.caches.iter().map(|cache| match *cache {
+        LayerCache::IndexedLatent { rank, rope, .. } => LayerCache::Latent { rank, rope },
+        other => other,
+    });
+    if let Some(row) = rows.filter(|c| c.token_bytes(kind) > 0).max_by_key(|c| c.token_bytes(kind)) {
+        let layer = match aligned {
+            true => per_token as f64 / layers,
+            false => row.token_bytes(kind) as f64,
+        };
         figures.put("bytes_per_token_layer", layer);
-        figures.put(
-            "elements_per_token_layer",
-            layer / kind.row_bytes(32) as f64 * 32.0,
-        );
+        figures.put("elements_per_token_layer", layer / kind.row_bytes(32) as f64 * 32.0);
     }
     for (mode, name) in [
         (MlaCacheMode::PerHead, "mla0"),

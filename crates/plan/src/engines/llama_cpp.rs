@@ -4,7 +4,7 @@
 //! cache; states are in 32 bits. The compute buffer is that of the largest batch (512 tokens):
 //! logits and the residual stream in 32 bits, or the feed-forward where that is wider.
 
-use super::sharding::{stages, weights};
+use super::sharding::{stages, tied, weights};
 use super::{free_at_start, vllm};
 use crate::{Component, Deployment, Error, KvDtype, MemoryRule, ModelShape, Prediction, RankPlan};
 
@@ -36,10 +36,7 @@ pub(super) fn predict(shape: &ModelShape, deployment: &Deployment) -> Result<Pre
     for stage in stages(shape.caches.len() as u32, layered.parallel.pp) {
         let mut held = weights(shape, &layered, &stage, &|_| {});
         // The table that is looked up stays in the host; a tied head needs it on the device.
-        let tied = !shape
-            .tensors
-            .iter()
-            .any(|t| t.component == Component::Head && t.rows > 1);
+        let tied = tied(shape);
         if !device.is_cpu && !(stage.last && tied) {
             held.retain(|(component, _)| *component != Component::Embedding);
         }

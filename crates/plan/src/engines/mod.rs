@@ -4,6 +4,7 @@
 //! rank, what a cached token takes there) is in `sharding` and `caches`. Pure arithmetic: a device
 //! is only what the [`Deployment`] says of it.
 
+mod allocations;
 mod caches;
 mod llama_cpp;
 mod pool;

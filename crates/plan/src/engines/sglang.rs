@@ -4,7 +4,8 @@
 //! cache, a token at a time; the forward pass and captured graphs live in the other part.
 
 use super::pool::{PoolRules, lay_out};
-use super::sharding::{stages, weights};
+use super::allocations::{Counting, weights};
+use super::sharding::stages;
 use super::{caches, free_at_start, gib, part_of, vllm};
 use crate::{Deployment, Device, Error, MemoryRule, ModelShape, Prediction, RankPlan, Version};
 
@@ -44,7 +45,7 @@ pub(super) fn predict(shape: &ModelShape, deployment: &Deployment) -> Result<Pre
         .unwrap_or_else(|| caches::default_dtype(shape));
     let mut ranks = Vec::new();
     for stage in stages(shape.caches.len() as u32, parallel.pp) {
-        let mut held = weights(shape, deployment, &stage, &|_| {});
+        let mut held = weights(shape, deployment, &stage, Counting::Reserved, &|_| {});
         let offloaded = super::offload(&mut held, budget, deployment);
         let loaded: u64 = held.iter().map(|(_, bytes)| bytes).sum();
         let available = budget.saturating_sub(loaded);

@@ -96,10 +96,7 @@ pub(crate) fn weights(
     stage: &Stage,
     pad: &dyn Fn(&mut TensorGroup),
 ) -> Vec<(Component, u64)> {
-    let tied = !shape
-        .tensors
-        .iter()
-        .any(|t| t.component == Component::Head && t.rows > 1);
+    let tied = tied(shape);
     let mut sums: BTreeMap<Component, u64> = BTreeMap::new();
     for (group, storage) in shape
         .tensors
@@ -118,8 +115,14 @@ pub(crate) fn weights(
     sums.into_iter().filter(|(_, bytes)| *bytes > 0).collect()
 }
 
+/// Whether the head is the embedding.
+pub(super) fn tied(shape: &ModelShape) -> bool {
+    let head = |t: &TensorGroup| t.component == Component::Head && t.rows > 1;
+    !shape.tensors.iter().any(head)
+}
+
 /// Whether a stage holds a tensor. A tied head is the embedding, so the last stage holds that too.
-fn on_stage(group: &TensorGroup, stage: &Stage, tied: bool) -> bool {
+pub(super) fn on_stage(group: &TensorGroup, stage: &Stage, tied: bool) -> bool {
     match (group.component, group.layer) {
         (Component::Mtp, _) => false,
         (_, Some(layer)) => stage.layers.contains(&layer),

@@ -132,6 +132,8 @@ struct Widths {
     quantized: bool,
     /// Gate and up of one routed expert.
     expert_up: u64,
+    /// Whether experts read 8-bit copies of their inputs.
+    expert_quantized: bool,
 }
 
 impl Widths {
@@ -158,10 +160,12 @@ impl Widths {
             (Component::DenseMlp, Split::Rows) => self.up += part.rows,
             (Component::DenseMlp, Split::Columns) => {
                 self.down = part.columns;
-                let eight = [Storage::Fp8, Storage::Fp8Rows, Storage::Int8Rows];
-                self.quantized = storage.is_some_and(|s| eight.contains(&s));
+                self.quantized = storage.is_some_and(is_eight_bit);
             }
-            (Component::RoutedExperts, Split::Rows) => self.expert_up += part.rows,
+            (Component::RoutedExperts, Split::Rows) => {
+                self.expert_up += part.rows;
+                self.expert_quantized = storage.is_some_and(is_eight_bit);
+            }
             _ => {}
         }
     }
@@ -172,8 +176,10 @@ impl Widths {
         } else {
             self
         };
+        let experts = if other.expert_up > self.expert_up { other } else { self };
         Widths {
-            expert_up: self.expert_up.max(other.expert_up),
+            expert_up: experts.expert_up,
+            expert_quantized: experts.expert_quantized,
             ..dense
         }
     }
@@ -207,7 +213,20 @@ fn chained_experts(shape: &ModelShape, widths: &Widths, run: &Run) -> u64 {
     let tokens = run.tokens.min(EXPERT_CHUNK);
     let rows = tokens * shape.experts_per_token;
     let widest = widths.expert_up + widths.expert_up / 2 + shape.hidden_size;
-    rows * widest * VALUE + run.tokens * shape.hidden_size * VALUE
+    // 8-bit copies of what goes into both products.
+    let copies = match widths.expert_quantized {
+        true => tokens * shape.hidden_size + rows * widths.expert_up / 2,
+        false => 0,
+    };
+    rows * widest * VALUE + run.tokens * shape.hidden_size * VALUE + copies
+}
+
+/// Whether inputs of a matrix in this storage are quantized too.
+fn is_eight_bit(storage: Storage) -> bool {
+    matches!(
+        storage,
+        Storage::Fp8 | Storage::Fp8Rows | Storage::Fp8Tiles(..) | Storage::Int8Rows
+    )
 }
 
 /// Keys and values that latent attention expands for a prompt, held for the longest chunk.

@@ -4,6 +4,7 @@
 //! what its 4-bit kernels add to weights in `mxfp4`.
 
 mod activation;
+mod derived;
 mod graphs;
 mod mxfp4;
 pub mod releases;
@@ -11,9 +12,10 @@ pub mod releases;
 pub(super) use activation::{feed_forward_bytes, forward_bytes};
 
 use super::pool::{Pool, PoolRules, lay_out};
-use super::sharding::{Stage, stages, weights};
+use super::allocations::{Counting, weights};
+use super::sharding::{Stage, stages};
 use super::{caches, part_of};
-use crate::{Deployment, Error, LayerCache, MemoryRule, ModelShape, Prediction, RankPlan};
+use crate::{Component, Deployment, Error, LayerCache, MemoryRule, ModelShape, Prediction, RankPlan};
 use activation::Run;
 use releases::Rules;
 
@@ -57,7 +59,7 @@ fn settings(shape: &ModelShape, deployment: &Deployment, rules: &Rules) -> Run {
     let device = &deployment.device;
     let tokens = deployment
         .max_num_batched_tokens
-        .unwrap_or_else(|| rules.batched_tokens(device, max_model_len));
+        .unwrap_or_else(|| rules.batched_tokens(device, max_model_len, shape.caches.iter().any(is_latent)));
     let sequences = deployment
         .max_num_seqs
         .unwrap_or_else(|| rules.max_num_seqs(device));
@@ -82,16 +84,21 @@ fn of_stage(
         Some(MemoryRule::Bytes(bytes)) => bytes,
         _ => part_of(device.total_bytes, rules.utilization),
     };
-    let mut held = weights(
-        shape,
-        deployment,
-        stage,
-        &mxfp4::padding(deployment, rules.version),
-    );
+    let padding = mxfp4::padding(deployment, rules.version);
+    let mut held = weights(shape, deployment, stage, Counting::Allocated, &padding);
+    let derived = [
+        (Component::Norms, derived::rotations(shape)),
+        (Component::Attention, derived::absorbed(shape, deployment, stage, rules)),
+    ];
+    for (component, bytes) in derived {
+        if let Some((_, sum)) = held.iter_mut().find(|(c, _)| *c == component) {
+            *sum += bytes;
+        }
+    }
     let activations = activation::peak(shape, deployment, stage, rules, run);
     let overhead = rules.non_torch_bytes(deployment);
     let graphs = match deployment.cuda_graphs {
-        true => graphs::bytes(shape, stage, run.sequences),
+        true => graphs::bytes(shape, stage, run.sequences, rules),
         false => 0,
     };
     let fixed = activations + overhead + if rules.graphs_subtracted { graphs } else { 0 };

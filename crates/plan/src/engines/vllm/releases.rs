@@ -55,6 +55,9 @@ pub(super) struct Rules {
     pub kept_workspace: bool,
     /// Captured graphs are estimated and taken off the KV cache.
     pub graphs_subtracted: bool,
+    /// Captured graphs as a part of what 0.19's take: the first engine captured decoding only, and
+    /// from 0.21 graphs of all sizes share their buffers (62 MiB and 0.17 GiB in the two logs).
+    pub graph_share: f64,
     /// Bytes that latent rows are rounded up to.
     pub latent_align: u64,
 }
@@ -83,6 +86,11 @@ impl Rules {
             },
             kept_workspace: version >= Version(0, 13, 0),
             graphs_subtracted: version >= Version(0, 21, 0),
+            graph_share: match (v0, version >= Version(0, 21, 0)) {
+                (true, _) => 0.45,
+                (_, true) => 0.1,
+                _ => 1.0,
+            },
             latent_align: if v0 && version >= Version(0, 7, 0) {
                 256
             } else {
@@ -105,17 +113,18 @@ impl Rules {
     }
 
     /// Tokens of one forward pass when none are asked for.
-    pub(super) fn batched_tokens(&self, device: &Device, max_model_len: u64) -> u64 {
+    pub(super) fn batched_tokens(&self, device: &Device, max_model_len: u64, latent: bool) -> u64 {
         if !self.v0 {
             return if Self::large(device) { 8192 } else { 2048 };
         }
-        // The first engine split prompts by itself only for models of more than 32 Ki tokens.
+        // The first engine split prompts by itself only for models of more than 32 Ki tokens, and
+        // not with latent attention.
         let split = if self.version < Version(0, 7, 0) {
             512
         } else {
             2048
         };
-        if max_model_len > 32_768 {
+        if max_model_len > 32_768 && !latent {
             split
         } else {
             max_model_len.max(2048)
@@ -137,12 +146,12 @@ impl Rules {
                 (false, true) => 0.13,
                 (false, false) => 0.25,
             };
-            // NCCL's channels over a switch; over PCIe its buffers are in the host. The first
-            // engine's grew with the ranks.
+            // NCCL's channels over a switch, more with more ranks; over PCIe its buffers are in
+            // the host. The first engine's took a GiB for each other rank.
             let linked = match (ranks > 1.0, switched, self.v0) {
                 (false, _, _) => 0.0,
                 (true, true, true) => ranks - 1.0,
-                (true, true, false) => 1.82,
+                (true, true, false) => 1.82 + 0.24 * (ranks - 2.0),
                 (true, false, true) => 0.15,
                 (true, false, false) => 0.02,
             };
