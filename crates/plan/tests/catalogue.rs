@@ -109,3 +109,17 @@ fn a_partial_config_is_completed_and_keeps_what_it_says() {
     let (same, from) = catalogue::complete("nobody/knows-this", &given);
     assert_eq!((same, from), (given, None));
 }
+
+#[test]
+fn a_flat_config_completes_the_language_model_of_a_wrapper() {
+    let flat = json!({"model_type": "qwen3_5_text", "num_hidden_layers": 8});
+    let (full, _) = catalogue::complete("Qwen/Qwen3.6-27B", &flat);
+    let shape = ModelShape::from_config("x", &full).unwrap();
+    assert_eq!(shape.caches.len(), 8);
+    assert!(
+        shape
+            .tensors
+            .iter()
+            .any(|t| t.component == Component::Vision)
+    );
+}

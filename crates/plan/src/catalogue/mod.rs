@@ -97,15 +97,22 @@ pub fn complete(name: &str, config: &Value) -> (Value, Option<String>) {
         return (config.clone(), None);
     };
     let mut full = entry.config;
-    let before = full.clone();
     if let Value::Object(full) = &mut full {
-        lay_over(full, given);
+        // A flat config of the language model goes over that part of a wrapper's.
+        match full.get_mut("text_config") {
+            Some(Value::Object(text)) if !given.contains_key("text_config") => {
+                let mut given = given.clone();
+                let known = |t: &Value| t.as_str().is_some_and(crate::shape::is_known_type);
+                if !given.get("model_type").is_some_and(known) {
+                    given.remove("model_type");
+                }
+                lay_over(text, &given);
+            }
+            _ => lay_over(full, given),
+        }
     }
-    let same = full == *config;
-    match same || before == Value::Null {
-        true => (full, None),
-        false => (full, Some(format!("{}: {}", entry.name, entry.source))),
-    }
+    let from = (full != *config).then(|| format!("{}: {}", entry.name, entry.source));
+    (full, from)
 }
 
 /// Lays keys over a config, into objects that both have; another quantization replaces the whole.

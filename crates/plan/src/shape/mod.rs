@@ -24,6 +24,11 @@ pub use kv::{LlamaCppCache, MlaCacheMode};
 
 use crate::GgmlType;
 
+/// Whether a `model_type` is in the table of families.
+pub(crate) fn is_known_type(model_type: &str) -> bool {
+    families::find(model_type).is_some()
+}
+
 /// A model's parts, as reports list them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Component {
