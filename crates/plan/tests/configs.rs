@@ -218,3 +218,26 @@ fn a_dequantized_release_is_as_large_as_its_values() {
     let bias = 59 * 256 * 2;
     assert_eq!(bytes, 2 * values + bias);
 }
+
+#[test]
+fn lists_of_layer_kinds_decide() {
+    let mut config = base();
+    config["num_hidden_layers"] = json!(3);
+    config["mlp_layer_types"] = json!(["dense", "sparse", "dense"]);
+    let shape = ModelShape::from_config("test", &config).unwrap();
+    let with_experts: Vec<u32> = shape
+        .tensors
+        .iter()
+        .filter(|t| t.component == Component::Router)
+        .filter_map(|t| t.layer)
+        .collect();
+    assert_eq!(with_experts, [1]);
+    config["mlp_layer_types"] = json!(["dense"]);
+    assert!(message(&config).contains("mlp_layer_types"));
+
+    // Latent attention is one kind, whatever the list calls it.
+    let mut latent = catalogue::find("GLM-5").unwrap().config;
+    let named = vec!["deepseek_sparse_attention"; 78];
+    latent["layer_types"] = json!(named);
+    assert!(ModelShape::from_config("test", &latent).is_ok());
+}

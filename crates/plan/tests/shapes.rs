@@ -27,6 +27,8 @@ const TOTALS: &[(&str, u64)] = &[
     ("Qwen/Qwen3-32B", 32_762_123_264),
     ("Qwen/Qwen3-30B-A3B", 30_532_122_624),
     ("Qwen/Qwen3-235B-A22B", 235_093_634_560),
+    ("Qwen/Qwen3.5-4B", 4_659_865_088),
+    ("Qwen/Qwen3.5-9B", 9_653_104_368),
     ("Qwen/Qwen3.6-27B", 27_781_427_952),
     ("Qwen/Qwen3.6-35B-A3B", 35_951_822_704),
     ("Qwen/Qwen3.5-397B-A17B", 403_397_928_944),
@@ -106,4 +108,34 @@ fn totals_are_the_published_ones() {
         })
         .collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What a token uses, embeddings included and prediction layers not.
+#[test]
+fn active_parameters_are_the_published_ones() {
+    for (name, active) in [
+        ("Qwen/Qwen3-30B-A3B", 3_353_032_704),
+        ("Qwen/Qwen3-Next-80B-A3B-Instruct", 3_874_929_408),
+        ("Qwen/Qwen3-8B", 8_190_735_360),
+    ] {
+        let shape = catalogue::shape(name).unwrap();
+        assert_eq!(shape.active_params(), active, "{name}");
+    }
+}
+
+#[test]
+fn parameters_of_r1_by_type_are_those_of_its_headers() {
+    let found = catalogue::shape("DeepSeek-R1").unwrap().params_by_dtype();
+    let expected = [
+        ("BF16", 3_918_786_560),
+        ("F32", 41_555_600),
+        ("F8_E4M3", 680_571_043_840),
+    ];
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), expected);
+    let bytes = catalogue::shape("DeepSeek-R1").unwrap().tensor_bytes();
+    assert_eq!(bytes, 688_574_839_360);
+    assert_eq!(
+        catalogue::shape("gpt-oss-20b").unwrap().tensor_bytes(),
+        13_761_264_768
+    );
 }

@@ -177,6 +177,8 @@ impl Experts {
 /// Which layers have experts.
 #[derive(Clone, Debug)]
 pub(super) struct ExpertLayers {
+    /// Layer by layer, where the config lists them.
+    listed: Option<Vec<bool>>,
     dense_first: u64,
     step: u64,
     dense: Vec<u64>,
@@ -186,6 +188,7 @@ impl ExpertLayers {
     pub(super) fn read(
         config: &Map<String, Value>,
         fields: &Fields<'_>,
+        layers: usize,
     ) -> Result<ExpertLayers, ConfigError> {
         let dense_first = fields.count("first_k_dense_replace", 0, MAX_LAYERS)?;
         let mut step = 1;
@@ -205,7 +208,18 @@ impl ExpertLayers {
                 .ok_or_else(|| fields.error("mlp_only_layers", "a list of layer numbers"))?,
             Some(_) => return Err(fields.error("mlp_only_layers", "a list of layer numbers")),
         };
+        let listed = match config.get("mlp_layer_types") {
+            Some(Value::Array(kinds)) if kinds.len() == layers => {
+                Some(kinds.iter().map(|kind| kind == "sparse").collect())
+            }
+            None | Some(Value::Null) => None,
+            Some(_) => {
+                let allowed = "a list with \"dense\" or \"sparse\" for each layer";
+                return Err(fields.error("mlp_layer_types", allowed));
+            }
+        };
         Ok(ExpertLayers {
+            listed,
             dense_first: dense_first.unwrap_or(0) as u64,
             step: step as u64,
             dense,
@@ -215,6 +229,10 @@ impl ExpertLayers {
     /// Whether layer `index` has experts, by DeepSeek's rule (`first_k_dense_replace`,
     /// `moe_layer_freq`) where it is used and by Qwen's otherwise; with a step of 1 both agree.
     pub(super) fn has(&self, index: u64, deepseek: bool) -> bool {
+        if let Some(listed) = &self.listed {
+            // Prediction layers come after the list and have experts.
+            return listed.get(index as usize).copied().unwrap_or(true);
+        }
         let at = if deepseek { index } else { index + 1 };
         index >= self.dense_first && at.is_multiple_of(self.step) && !self.dense.contains(&index)
     }

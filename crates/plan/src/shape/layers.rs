@@ -70,7 +70,11 @@ impl<'a> Layers<'a> {
     fn read(source: &'a Source) -> Result<Self, ConfigError> {
         let fields = source.fields();
         let count = fields.required("num_hidden_layers", MAX_LAYERS)?;
-        let kinds = layer_kinds(source.family, &source.config, &fields, count)?;
+        // Latent layers are all alike, whatever `layer_types` calls them.
+        let kinds = match source.latent() {
+            true => vec![Kind::Full; count],
+            false => layer_kinds(source.family, &source.config, &fields, count)?,
+        };
         let delta_net = match kinds.contains(&Kind::Linear) {
             true => Some(DeltaNet::read(&fields)?),
             false => None,
@@ -81,7 +85,7 @@ impl<'a> Layers<'a> {
             kinds,
             delta_net,
             experts: Experts::read(source.family, &fields)?,
-            expert_layers: ExpertLayers::read(&source.config, &fields)?,
+            expert_layers: ExpertLayers::read(&source.config, &fields, count)?,
         })
     }
 
