@@ -14,7 +14,7 @@ use super::{ModelShape, Storage, layers};
 use crate::Error;
 
 /// More values than any model has: sums stay far from the end of 64 bits.
-const MAX_PARAMETERS: u128 = 1 << 50;
+pub(super) const MAX_PARAMETERS: u128 = 1 << 50;
 
 /// A config, unwrapped: the language model's keys with the family's defaults under them.
 pub(super) struct Source {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::config::MAX_PARAMETERS;
 use super::{Component, ModelShape, Role, Split, Storage, TensorGroup};
 use crate::{Error, GgmlType};
 
@@ -57,6 +58,14 @@ impl ModelShape {
             }
         }
         shape.tensors = groups.into_values().collect();
+        let values = |t: &TensorGroup| u128::from(t.count) * u128::from(t.rows * t.columns);
+        if shape.tensors.iter().map(values).sum::<u128>() > MAX_PARAMETERS {
+            return Err(Error::Config {
+                model: shape.name.clone(),
+                what: "its headers list more values than any model has; they are damaged"
+                    .to_owned(),
+            });
+        }
         shape.undetermined = None;
         Ok(shape)
     }
@@ -144,7 +153,7 @@ fn extents(extents: &[u64], component: Component) -> Result<(u64, u64, u64), Str
         }
     };
     let all = u128::from(count) * u128::from(rows) * u128::from(columns);
-    if all >= 1 << 50 {
+    if all > MAX_PARAMETERS {
         return Err(overflow(extents));
     }
     Ok((count, rows, columns))
