@@ -10,6 +10,7 @@ mod deployment;
 pub mod devices;
 pub mod engines;
 mod error;
+pub mod log;
 mod prediction;
 mod shape;
 pub mod verdict;

@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 pub use report::{CaseReport, CheckReport, Quantity, Summary};
 
-use crate::{EngineKind, ModelShape, catalogue, engines};
+use crate::{EngineKind, Error, ModelShape, catalogue, engines};
 use quantities::Predicted;
 
 /// Where a case's config comes from.
@@ -130,6 +130,7 @@ fn startup(
         Ok(match deployment.engine.kind {
             EngineKind::Sglang => quantities::sglang(shape, deployment, &plan),
             EngineKind::TrtLlm => quantities::trtllm(deployment, &plan),
+            EngineKind::LlamaCpp => quantities::llama_cpp(&plan),
             _ => quantities::vllm(deployment, &plan, &read),
         })
     })
@@ -140,4 +141,23 @@ fn startup(
 fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     panic::catch_unwind(panic::AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err("its sizes are beyond what can be computed".to_owned()))
+}
+
+/// A start-up's recorded figures against the plan of this shape under this setting (as a case has
+/// it): what is predicted, in the order of the records.
+///
+/// # Errors
+/// The setting does not say enough, or makes no sense.
+pub fn compare_startup(
+    shape: &ModelShape,
+    setting: &Map<String, Value>,
+    recorded: &Map<String, Value>,
+) -> Result<Vec<Quantity>, Error> {
+    let mut report = CaseReport::default();
+    let predicted = startup(shape, setting, &mut report).map_err(|what| Error::Setting {
+        setting: "--check-log",
+        what,
+    })?;
+    report.compare(&predicted, recorded);
+    Ok(report.quantities)
 }

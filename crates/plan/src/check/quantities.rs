@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::setting::Read;
+use crate::engines::SGLANG_LIBRARY_BYTES;
 use crate::{Deployment, LayerCache, ModelShape, Prediction, RankPlan};
 
 /// Figures by name, in the unit the name ends with; or why one cannot be said.
@@ -89,7 +90,7 @@ pub(super) fn sglang(shape: &ModelShape, deployment: &Deployment, plan: &Predict
     let free = deployment
         .free_at_start
         .unwrap_or(deployment.device.free_bytes);
-    let weights = rank.weights_bytes();
+    let weights = rank.weights_bytes() + SGLANG_LIBRARY_BYTES;
     let after_load = free.saturating_sub(weights);
     let after_pool = after_load.saturating_sub(rank.kv_pool_bytes);
     figures.size("weights", weights);
@@ -148,5 +149,18 @@ pub(super) fn trtllm(deployment: &Deployment, plan: &Prediction) -> Predicted {
     );
     figures.size("weights", rank.weights_bytes());
     figures.size("kv", rank.kv_pool_bytes);
+    figures.0
+}
+
+/// A start-up of llama.cpp, summed over devices.
+pub(super) fn llama_cpp(plan: &Prediction) -> Predicted {
+    let mut figures = Figures::default();
+    let sum = |bytes: &dyn Fn(&RankPlan) -> u64| plan.ranks.iter().map(bytes).sum::<u64>();
+    figures.size("weights", sum(&|r| r.weights_bytes()));
+    figures.size("model_buffer", sum(&|r| r.weights_bytes()));
+    figures.size("kv", sum(&|r| r.kv_pool_bytes));
+    figures.size("kv_buffer", sum(&|r| r.kv_pool_bytes));
+    figures.size("compute_buffer", sum(&|r| r.activation_peak_bytes));
+    figures.put("kv_tokens", plan.kv_tokens as f64);
     figures.0
 }

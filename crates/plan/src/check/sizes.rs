@@ -136,13 +136,19 @@ pub(super) fn kv(shape: &ModelShape, setting: &Map<String, Value>) -> Result<Pre
         LayerCache::IndexedLatent { rank, rope, .. } => LayerCache::Latent { rank, rope },
         other => other,
     });
-    if let Some(row) = rows.filter(|c| c.token_bytes(kind) > 0).max_by_key(|c| c.token_bytes(kind)) {
+    if let Some(row) = rows
+        .filter(|c| c.token_bytes(kind) > 0)
+        .max_by_key(|c| c.token_bytes(kind))
+    {
         let layer = match aligned {
             true => per_token as f64 / layers,
             false => row.token_bytes(kind) as f64,
         };
         figures.put("bytes_per_token_layer", layer);
-        figures.put("elements_per_token_layer", layer / kind.row_bytes(32) as f64 * 32.0);
+        figures.put(
+            "elements_per_token_layer",
+            layer / kind.row_bytes(32) as f64 * 32.0,
+        );
     }
     for (mode, name) in [
         (MlaCacheMode::PerHead, "mla0"),

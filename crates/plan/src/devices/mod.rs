@@ -184,20 +184,25 @@ fn exact(wanted: &str) -> Option<&'static Entry> {
         .find(|entry| names(entry).any(|name| name == wanted))
 }
 
-/// The entry with the longest name that `wanted` begins with.
+/// The entry with the longest name that `wanted` begins with; what follows may only be an amount of
+/// memory or a form factor.
 fn within(wanted: &str) -> Option<&'static Entry> {
     DEVICES
         .iter()
         .flat_map(|entry| names(entry).map(move |name| (name.len(), entry, name)))
-        .filter(|(_, _, name)| {
-            wanted.strip_prefix(name.as_str()).is_some_and(|rest| {
-                !rest.starts_with(|c: char| c.is_ascii_lowercase())
-                    || rest.starts_with("sxm")
-                    || rest.starts_with("pcie")
-            })
-        })
+        .filter(|(_, _, name)| wanted.strip_prefix(name.as_str()).is_some_and(only_details))
         .max_by_key(|(len, _, _)| *len)
         .map(|(_, entry, _)| entry)
+}
+
+fn only_details(rest: &str) -> bool {
+    let words = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+    let amount = words.len() < rest.len() && words.starts_with("gb");
+    rest.is_empty()
+        || amount
+        || ["sxm", "pcie", "hbm"]
+            .iter()
+            .any(|word| rest.starts_with(word))
 }
 
 fn unknown(name: &str, wanted: &str) -> Error {

@@ -15,6 +15,7 @@ mod trtllm;
 mod vllm;
 
 pub use scrimp::forward_pass_bytes;
+pub(crate) use sglang::LIBRARY_BYTES as SGLANG_LIBRARY_BYTES;
 pub use vllm::releases;
 
 use crate::{Component, Deployment, EngineKind, Error, MemoryRule, ModelShape, Prediction};
@@ -142,9 +143,9 @@ fn gib(gib: f64) -> u64 {
 }
 
 /// Leaves weights in host memory, largest savings for the least traffic first (routed experts,
-/// of which a token reads few; then dense feed-forwards, then attention), until the rest is at
-/// most `room`; at most a device's share of the host memory that is set aside. Returns the bytes
-/// left there.
+/// of which a token reads few; then dense feed-forwards, then attention): a device's share of the
+/// memory that is set aside, but no more than brings the rest down to `room` (0: all of it, as
+/// engines do that are told an amount). Returns the bytes left there.
 fn offload(held: &mut [(Component, u64)], room: u64, deployment: &Deployment) -> u64 {
     const ORDER: [Component; 4] = [
         Component::RoutedExperts,

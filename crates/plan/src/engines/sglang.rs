@@ -3,8 +3,8 @@
 //! `rest = free after loading - free before loading x (1 - mem_fraction_static)` goes to the KV
 //! cache, a token at a time; the forward pass and captured graphs live in the other part.
 
-use super::pool::{PoolRules, lay_out};
 use super::allocations::{Counting, weights};
+use super::pool::{PoolRules, lay_out};
 use super::sharding::stages;
 use super::{caches, free_at_start, gib, part_of, vllm};
 use crate::{Deployment, Device, Error, MemoryRule, ModelShape, Prediction, RankPlan, Version};
@@ -13,6 +13,9 @@ use crate::{Deployment, Device, Error, MemoryRule, ModelShape, Prediction, RankP
 const GIB: f64 = (1u64 << 30) as f64;
 /// From here on the default fraction follows from what the run needs.
 const COMPUTED_FRACTION: Version = Version(0, 4, 9);
+/// What matrix libraries take while loading; SGLang counts it as weights, since it reads what is
+/// free.
+pub(crate) const LIBRARY_BYTES: u64 = 62 << 20;
 /// What a captured batch takes, fitted to one start-up: 0.93 GiB for batches of up to 80.
 const GRAPH_GIB: f64 = 0.45;
 /// The same for each sequence of the largest batch and layer.
@@ -46,8 +49,8 @@ pub(super) fn predict(shape: &ModelShape, deployment: &Deployment) -> Result<Pre
     let mut ranks = Vec::new();
     for stage in stages(shape.caches.len() as u32, parallel.pp) {
         let mut held = weights(shape, deployment, &stage, Counting::Reserved, &|_| {});
-        let offloaded = super::offload(&mut held, budget, deployment);
-        let loaded: u64 = held.iter().map(|(_, bytes)| bytes).sum();
+        let offloaded = super::offload(&mut held, 0, deployment);
+        let loaded = held.iter().map(|(_, bytes)| bytes).sum::<u64>() + LIBRARY_BYTES;
         let available = budget.saturating_sub(loaded);
         let layers = caches::on_rank(shape, &stage.layers, parallel, dtype, 1, 4);
         let rules = PoolRules {
@@ -74,7 +77,7 @@ pub(super) fn predict(shape: &ModelShape, deployment: &Deployment) -> Result<Pre
                 budget_bytes: budget,
                 weights: held,
                 offloaded_bytes: offloaded,
-                overhead_bytes: device.total_bytes.saturating_sub(free),
+                overhead_bytes: device.total_bytes.saturating_sub(free) + LIBRARY_BYTES,
                 activation_peak_bytes: vllm::forward_bytes(shape, deployment, &stage, chunk),
                 cuda_graph_bytes: graphs,
                 kv_pool_bytes: available,

@@ -47,7 +47,7 @@ pub(super) fn predict(shape: &ModelShape, deployment: &Deployment) -> Result<Pre
         let overhead = gib(FIXED_GIB) + part_of(total, TOTAL_SHARE) + communicators(parallel.tp);
         let graphs = gib(LAYER_GIB * stage.layers.len() as f64);
         let fixed = overhead + graphs;
-        let offloaded = super::offload(&mut held, total.saturating_sub(fixed), deployment);
+        let offloaded = super::offload(&mut held, 0, deployment);
         let loaded: u64 = held.iter().map(|(_, bytes)| bytes).sum();
         let available = part_of(total.saturating_sub(loaded + fixed), fraction);
         let layers = caches::on_rank(shape, &stage.layers, parallel, dtype, 1, 2);

@@ -39,6 +39,8 @@ pub(super) struct Run {
     pub tokens: u64,
     /// Rows of logits.
     pub sequences: u64,
+    /// Whether the sampler's part shows in the peak.
+    pub samples: bool,
     /// Longest sequence.
     pub max_model_len: u64,
     /// Tokens a block.
@@ -80,7 +82,7 @@ pub(super) fn peak(
         + encoder
         + experts.max(run.tokens * widths.dense_bytes() + kept)
         + latent_workspace(shape, deployment, rules, run);
-    let sampler = if stage.last {
+    let sampler = if stage.last && run.samples {
         let logits = (run.sequences * shape.vocab_size * 4) as f64 * rules.logit_copies;
         gib(SAMPLER_GIB) + stream + logits as u64 + kept + encoder
     } else {
@@ -100,6 +102,7 @@ pub(in super::super) fn feed_forward_bytes(
     let run = Run {
         tokens,
         sequences: 1,
+        samples: false,
         max_model_len: 1,
         block_size: 1,
     };
@@ -176,7 +179,11 @@ impl Widths {
         } else {
             self
         };
-        let experts = if other.expert_up > self.expert_up { other } else { self };
+        let experts = if other.expert_up > self.expert_up {
+            other
+        } else {
+            self
+        };
         Widths {
             expert_up: experts.expert_up,
             expert_quantized: experts.expert_quantized,

@@ -41,7 +41,9 @@ pub(super) fn absorbed(
 ) -> u64 {
     let of = |layer: u32, names: &[&str]| {
         let own = |t: &&TensorGroup| {
-            t.layer == Some(layer) && t.rows > 1 && names.iter().any(|n| t.name.ends_with(n))
+            t.layer == Some(layer)
+                && t.rows > 1
+                && names.contains(&t.name.rsplit('.').next().unwrap_or_default())
         };
         shape.tensors.iter().find(own)
     };
@@ -50,14 +52,14 @@ pub(super) fn absorbed(
         .layers
         .clone()
         .filter_map(|layer| {
-            let kv_b = of(layer, &["attn.kv_b_proj"])?;
+            let kv_b = of(layer, &["kv_b_proj"])?;
             let own = slice(kv_b, &deployment.parallel);
             let halves = own.rows * own.columns * VALUE;
             if !rules.v0 || rules.version < Version(0, 7, 0) {
                 return Some(halves);
             }
-            let query = of(layer, &["attn.q_b_proj", "attn.q_proj"])?;
-            let output = of(layer, &["attn.o_proj"])?;
+            let query = of(layer, &["q_b_proj", "q_proj"])?;
+            let output = of(layer, &["o_proj"])?;
             let head_rows = kv_b.columns * heads / u64::from(deployment.parallel.tp);
             let rotated = match shape.caches.get(layer as usize)? {
                 LayerCache::Latent { rope, .. } => u64::from(*rope) * heads,

@@ -11,11 +11,13 @@ pub mod releases;
 
 pub(super) use activation::{feed_forward_bytes, forward_bytes};
 
-use super::pool::{Pool, PoolRules, lay_out};
 use super::allocations::{Counting, weights};
+use super::pool::{Pool, PoolRules, lay_out};
 use super::sharding::{Stage, stages};
 use super::{caches, part_of};
-use crate::{Component, Deployment, Error, LayerCache, MemoryRule, ModelShape, Prediction, RankPlan};
+use crate::{
+    Component, Deployment, Error, LayerCache, MemoryRule, ModelShape, Prediction, RankPlan,
+};
 use activation::Run;
 use releases::Rules;
 
@@ -57,15 +59,17 @@ fn settings(shape: &ModelShape, deployment: &Deployment, rules: &Rules) -> Run {
     let own = shape.max_position_embeddings.max(1);
     let max_model_len = deployment.max_model_len.unwrap_or(own);
     let device = &deployment.device;
-    let tokens = deployment
-        .max_num_batched_tokens
-        .unwrap_or_else(|| rules.batched_tokens(device, max_model_len, shape.caches.iter().any(is_latent)));
+    let tokens = deployment.max_num_batched_tokens.unwrap_or_else(|| {
+        rules.batched_tokens(device, max_model_len, shape.caches.iter().any(is_latent))
+    });
     let sequences = deployment
         .max_num_seqs
         .unwrap_or_else(|| rules.max_num_seqs(device));
     Run {
         tokens,
         sequences: sequences.min(tokens),
+        // All four logs of the first engine that split prompts show a forward pass alone.
+        samples: !(rules.v0 && tokens < max_model_len),
         max_model_len,
         block_size: deployment.block_size.unwrap_or(BLOCK),
     }
@@ -88,7 +92,10 @@ fn of_stage(
     let mut held = weights(shape, deployment, stage, Counting::Allocated, &padding);
     let derived = [
         (Component::Norms, derived::rotations(shape)),
-        (Component::Attention, derived::absorbed(shape, deployment, stage, rules)),
+        (
+            Component::Attention,
+            derived::absorbed(shape, deployment, stage, rules),
+        ),
     ];
     for (component, bytes) in derived {
         if let Some((_, sum)) = held.iter_mut().find(|(c, _)| *c == component) {
@@ -102,7 +109,7 @@ fn of_stage(
         false => 0,
     };
     let fixed = activations + overhead + if rules.graphs_subtracted { graphs } else { 0 };
-    let offloaded = super::offload(&mut held, budget.saturating_sub(fixed), deployment);
+    let offloaded = super::offload(&mut held, 0, deployment);
     let taken = held.iter().map(|(_, bytes)| bytes).sum::<u64>() + fixed;
     let available = budget.saturating_sub(taken);
     let dtype = deployment
