@@ -135,6 +135,11 @@ fn a_gguf_is_read_as_it_is_stored() {
     assert_eq!(shape.tensor_bytes(), stored);
     assert_eq!(shape.vocab_size, 1000);
     assert_eq!(shape.kv_bytes_per_token(KvDtype::F16), 2 * 2 * 2 * 64 * 2);
+    let named = |name: &str| shape.tensors.iter().filter(|t| t.name == name).count();
+    assert_eq!(
+        (named("embed_tokens"), named("v_proj"), named("o_proj")),
+        (1, 2, 2)
+    );
     let experts = shape
         .tensors
         .iter()

@@ -248,19 +248,57 @@ fn component_of(name: &str) -> Component {
     found.map_or(Component::Norms, |f| f.1)
 }
 
+/// Names in GGUF and in Mixtral's checkpoints, and the ones that all others use.
+const RENAMED: &[(&str, &str)] = &[
+    ("token_embd", "embed_tokens"),
+    ("output", "lm_head"),
+    ("attn_q", "q_proj"),
+    ("attn_k", "k_proj"),
+    ("attn_v", "v_proj"),
+    ("attn_output", "o_proj"),
+    ("attn_q_a", "q_a_proj"),
+    ("attn_q_b", "q_b_proj"),
+    ("attn_kv_a_mqa", "kv_a_proj_with_mqa"),
+    ("attn_kv_b", "kv_b_proj"),
+    ("ffn_gate", "gate_proj"),
+    ("ffn_up", "up_proj"),
+    ("ffn_down", "down_proj"),
+    ("ffn_gate_inp", "gate"),
+    ("ffn_gate_exps", "experts.gate_proj"),
+    ("ffn_up_exps", "experts.up_proj"),
+    ("ffn_down_exps", "experts.down_proj"),
+    ("ffn_gate_shexp", "shared_experts.gate_proj"),
+    ("ffn_up_shexp", "shared_experts.up_proj"),
+    ("ffn_down_shexp", "shared_experts.down_proj"),
+    ("experts.w1", "experts.gate_proj"),
+    ("experts.w3", "experts.up_proj"),
+    ("experts.w2", "experts.down_proj"),
+];
+
 /// The name without module prefix, layer and expert numbers, and `weight`.
 fn short(name: &str) -> String {
+    const DROPPED: [&str; 9] = [
+        "model",
+        "language_model",
+        "layers",
+        "blk",
+        "weight",
+        "self_attn",
+        "mlp",
+        "block_sparse_moe",
+        "linear_attn",
+    ];
     let kept: Vec<&str> = name
         .split('.')
-        .filter(|part| part.parse::<u32>().is_err())
-        .filter(|part| {
-            !matches!(
-                *part,
-                "model" | "layers" | "blk" | "weight" | "self_attn" | "mlp" | "linear_attn"
-            )
-        })
+        .filter(|part| part.parse::<u32>().is_err() && !DROPPED.contains(part))
         .collect();
-    kept.join(".")
+    let name = kept.join(".");
+    let (stem, bias) = match name.strip_suffix(".bias") {
+        Some(stem) => (stem, ".bias"),
+        None => (name.as_str(), ""),
+    };
+    let renamed = RENAMED.iter().find(|(from, _)| *from == stem);
+    format!("{}{bias}", renamed.map_or(stem, |(_, to)| to))
 }
 
 fn split_of(name: &str, component: Component, shape: &ModelShape) -> Split {
@@ -276,24 +314,10 @@ fn split_of(name: &str, component: Component, shape: &ModelShape) -> Split {
         Component::Norms | Component::Router | Component::Vision | Component::Mtp => {
             Split::Replicated
         }
-        _ if has(&["k_proj", "v_proj", "attn_k.", "attn_v."])
-            || name == "attn_k"
-            || name == "attn_v" =>
-        {
-            kv.map_or(Split::Rows, Split::KvHeads)
-        }
-        _ if has(&["o_proj", "out_proj", "attn_output", "ssm_out", "down"]) => Split::Columns,
-        _ if has(&[
-            "_a_proj",
-            "attn_q_a",
-            "attn_kv_a",
-            "indexer",
-            "expert_gate",
-            "gate_inp",
-        ]) =>
-        {
-            Split::Replicated
-        }
+        _ if has(&["k_proj", "v_proj"]) => kv.map_or(Split::Rows, Split::KvHeads),
+        _ if has(&["o_proj.bias", "down_proj.bias"]) => Split::Replicated,
+        _ if has(&["o_proj", "out_proj", "ssm_out", "down_proj"]) => Split::Columns,
+        _ if has(&["_a_proj", "indexer", "expert_gate", "gate_inp"]) => Split::Replicated,
         _ => Split::Rows,
     }
 }
