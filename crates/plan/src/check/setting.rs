@@ -245,6 +245,13 @@ fn scheme(
         // Quantized while loading: one scale a matrix.
         Some("fp8") => Ok(WeightScheme::Linear(Storage::Fp8)),
         Some("compressed-tensors") => {
+            // Such releases say in their names what their configs say at length.
+            let name = shape.name.to_ascii_lowercase();
+            const NAMED: [&str; 4] = ["w4a16", "w8a16", "w8a8", "fp8-dynamic"];
+            if let Some(named) = NAMED.into_iter().find(|format| name.contains(format)) {
+                assumed.push(format!("{named}, as the model's name says"));
+                return WeightScheme::parse(named).map_err(|e| e.to_string());
+            }
             assumed.push("8 bits a weight, since the config has no quantization_config".to_owned());
             Ok(WeightScheme::Linear(Storage::Int8Rows))
         }

@@ -27,8 +27,6 @@ const RESIDUAL_COPIES: u64 = 4;
 const V0_RESIDUAL_COPIES: u64 = 3;
 /// Copies that a stage with successors keeps to send.
 const SENT_COPIES: u64 = 3;
-/// Bytes of an activation.
-const VALUE: u64 = 2;
 /// Rows of expert work done at once by kernels that go in chunks.
 const EXPERT_CHUNK: u64 = 32_768;
 
@@ -55,7 +53,7 @@ pub(super) fn peak(
     rules: &Rules,
     run: &Run,
 ) -> u64 {
-    let stream = run.tokens * shape.hidden_size * VALUE;
+    let stream = run.tokens * shape.hidden_size * value_bytes(shape);
     let widths = Widths::of(shape, deployment, stage);
     let workspace = expert_workspace(shape, &widths, run);
     let kept = if rules.kept_workspace { workspace } else { 0 };
@@ -80,7 +78,7 @@ pub(super) fn peak(
     let forward = gib(FORWARD_GIB)
         + (copies + sent) * stream
         + encoder
-        + experts.max(run.tokens * widths.dense_bytes() + kept)
+        + experts.max(run.tokens * widths.dense_bytes(value_bytes(shape)) + kept)
         + latent_workspace(shape, deployment, rules, run);
     let sampler = if stage.last && run.samples {
         let logits = (run.sequences * shape.vocab_size * 4) as f64 * rules.logit_copies;
@@ -110,7 +108,7 @@ pub(in super::super) fn feed_forward_bytes(
         0 => 0,
         _ => chained_experts(shape, &widths, &run),
     };
-    experts.max(tokens * widths.dense_bytes())
+    experts.max(tokens * widths.dense_bytes(value_bytes(shape)))
 }
 
 /// Bytes of a compiled forward pass of `tokens` tokens on one rank, whoever runs it.
@@ -120,8 +118,13 @@ pub(in super::super) fn forward_bytes(
     stage: &Stage,
     tokens: u64,
 ) -> u64 {
-    let stream = tokens * shape.hidden_size * VALUE;
+    let stream = tokens * shape.hidden_size * value_bytes(shape);
     RESIDUAL_COPIES * stream + feed_forward_bytes(shape, deployment, stage, tokens)
+}
+
+/// Bytes of an activation.
+fn value_bytes(shape: &ModelShape) -> u64 {
+    if shape.dtype == Storage::F32 { 4 } else { 2 }
 }
 
 /// Widths of the widest layer's feed-forward on one rank, in values.
@@ -174,7 +177,7 @@ impl Widths {
     }
 
     fn max(self, other: Widths) -> Widths {
-        let dense = if other.dense_bytes() > self.dense_bytes() {
+        let dense = if other.dense_bytes(2) > self.dense_bytes(2) {
             other
         } else {
             self
@@ -192,9 +195,9 @@ impl Widths {
     }
 
     /// Bytes a token of the dense feed-forward.
-    fn dense_bytes(&self) -> u64 {
+    fn dense_bytes(&self, value: u64) -> u64 {
         let copy = if self.quantized { self.down } else { 0 };
-        VALUE * (self.up + self.down) + copy
+        value * (self.up + self.down) + copy
     }
 }
 
@@ -212,7 +215,7 @@ fn expert_workspace(shape: &ModelShape, widths: &Widths, run: &Run) -> u64 {
     let rows = run.tokens * shape.experts_per_token;
     let first = (widths.expert_up / 2).max(shape.hidden_size);
     let second = widths.expert_up.max(shape.hidden_size);
-    rows * (first + second) * VALUE
+    rows * (first + second) * value_bytes(shape)
 }
 
 /// What earlier expert kernels hold at once: both products, the output by expert, and the sum.
@@ -225,7 +228,9 @@ fn chained_experts(shape: &ModelShape, widths: &Widths, run: &Run) -> u64 {
         true => tokens * shape.hidden_size + rows * widths.expert_up / 2,
         false => 0,
     };
-    rows * widest * VALUE + run.tokens * shape.hidden_size * VALUE + copies
+    rows * widest * value_bytes(shape)
+        + run.tokens * shape.hidden_size * value_bytes(shape)
+        + copies
 }
 
 /// Whether inputs of a matrix in this storage are quantized too.
@@ -253,7 +258,7 @@ fn latent_workspace(shape: &ModelShape, deployment: &Deployment, rules: &Rules, 
         .find(|t| t.name.ends_with("kv_b_proj"))
         .map_or(0, |t| slice(t, &deployment.parallel).rows);
     let wanted = (8 * run.max_model_len).max(4 * run.sequences * run.block_size);
-    wanted.min(65_536) * expanded * VALUE
+    wanted.min(65_536) * expanded * value_bytes(shape)
 }
 
 /// What stays of a vision tower's profile: its outputs for as many tokens as a step may have, and
@@ -262,7 +267,7 @@ fn encoder_bytes(shape: &ModelShape, run: &Run) -> u64 {
     let Some(pixels) = shape.pixels_per_token() else {
         return 0;
     };
-    run.tokens * (shape.hidden_size + pixels) * VALUE
+    run.tokens * (shape.hidden_size + pixels) * value_bytes(shape)
 }
 
 impl ModelShape {

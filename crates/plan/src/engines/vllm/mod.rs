@@ -23,8 +23,6 @@ use releases::Rules;
 
 /// Tokens a block.
 const BLOCK: u64 = 16;
-/// Bytes of a recurrent state's value: states are in the model's own type.
-const STATE_VALUE: u64 = 2;
 
 /// What each stage's ranks hold, and the pool that is left.
 pub(super) fn predict(shape: &ModelShape, deployment: &Deployment) -> Result<Prediction, Error> {
@@ -103,7 +101,7 @@ fn of_stage(
         }
     }
     let activations = activation::peak(shape, deployment, stage, rules, run);
-    let overhead = rules.non_torch_bytes(deployment);
+    let overhead = rules.non_torch_bytes(deployment, shape.num_experts > 0);
     let graphs = match deployment.cuda_graphs {
         true => graphs::bytes(shape, stage, run.sequences, rules),
         false => 0,
@@ -122,7 +120,7 @@ fn of_stage(
         parallel,
         dtype,
         rules.latent_align,
-        STATE_VALUE,
+        state_value(shape),
     );
     let pool = lay_out(
         &layers,
@@ -175,6 +173,16 @@ fn notes(shape: &ModelShape, deployment: &Deployment, rules: &Rules, run: &Run) 
         notes.push("this release stores layers with a window in full".to_owned());
     }
     notes
+}
+
+/// Bytes of a recurrent state's value: the model's own type, but for Qwen3.5, whose configs ask for
+/// 32 bits (`mamba_ssm_dtype`).
+fn state_value(shape: &ModelShape) -> u64 {
+    if shape.model_type.starts_with("qwen3_5") {
+        4
+    } else {
+        2
+    }
 }
 
 fn is_latent(cache: &LayerCache) -> bool {

@@ -132,9 +132,11 @@ impl Rules {
     }
 
     /// Bytes that libraries and communicators take on a rank, as the profile run measures them.
-    pub(super) fn non_torch_bytes(&self, deployment: &Deployment) -> u64 {
+    pub(super) fn non_torch_bytes(&self, deployment: &Deployment, experts: bool) -> u64 {
         let device = &deployment.device;
-        let ranks = f64::from(deployment.parallel.tp * deployment.parallel.dp.max(1));
+        // Replicas of a dense model do not talk to each other.
+        let replicas = if experts { deployment.parallel.dp } else { 1 };
+        let ranks = f64::from(deployment.parallel.tp) * f64::from(replicas);
         let small = (device.total_bytes as f64) < 70.0 * GIB;
         let switched = device.has_fast_links();
         let gib = if self.version < Version(0, 7, 0) {
