@@ -1,7 +1,8 @@
 //! Tensors of softmax attention: grouped heads, and DeepSeek's latent with or without an indexer.
 
 use scrimp_model::ConfigError;
-use scrimp_model::fields::{Fields, MAX_HEADS, MAX_WIDTH};
+use scrimp_model::fields::{Fields, MAX_HEADS, MAX_LAYERS, MAX_WIDTH};
+use serde_json::{Map, Value};
 
 use super::builder::{Builder, Matrix};
 use super::families::{Family, QkNorm};
@@ -99,6 +100,32 @@ impl Latent {
     }
 }
 
+/// Which layers have an indexer of their own; the others use the choice of the last one that has
+/// (GLM-5.2): by `indexer_types`, or every `index_topk_freq`-th from `index_skip_topk_offset` on.
+pub(super) fn indexed_layers(
+    config: &Map<String, Value>,
+    fields: &Fields<'_>,
+    layers: usize,
+) -> Result<Vec<bool>, ConfigError> {
+    match config.get("indexer_types") {
+        Some(Value::Array(kinds)) if kinds.len() == layers => {
+            return Ok(kinds.iter().map(|kind| kind != "shared").collect());
+        }
+        None | Some(Value::Null) => {}
+        Some(_) => {
+            let allowed = "a list with \"full\" or \"shared\" for each layer";
+            return Err(fields.error("indexer_types", allowed));
+        }
+    }
+    let every = fields.extent("index_topk_freq", 1, MAX_LAYERS)?;
+    let offset = fields
+        .count("index_skip_topk_offset", 0, MAX_LAYERS)?
+        .unwrap_or(2);
+    Ok((0..layers)
+        .map(|layer| (layer + 1).saturating_sub(offset).is_multiple_of(every))
+        .collect())
+}
+
 const PROJECTIONS: Component = Component::Attention;
 
 fn projection(path: &'static str, rows: u64, columns: u64, split: Split) -> Matrix {
@@ -190,6 +217,7 @@ pub(super) fn add_latent(
     builder: &mut Builder<'_>,
     fields: &Fields<'_>,
     hidden: u64,
+    indexed: bool,
 ) -> Result<(), ConfigError> {
     let latent = Latent::read(fields)?;
     let bias = fields.flag("attention_bias", false)?;
@@ -242,7 +270,7 @@ pub(super) fn add_latent(
         );
         builder.vector(PROJECTIONS, "self_attn.o_proj.bias", hidden, whole);
     }
-    if let Some((heads, dim)) = latent.index {
+    if let Some((heads, dim)) = latent.index.filter(|_| indexed) {
         add_indexer(builder, hidden, latent.q_rank.unwrap_or(hidden), heads, dim);
     }
     Ok(())

@@ -5,7 +5,7 @@ use scrimp_model::fields::{Fields, MAX_CONTEXT, MAX_LAYERS};
 use serde_json::Value;
 
 use super::LayerCache;
-use super::attention::{Heads, Latent};
+use super::attention::{Heads, Latent, indexed_layers};
 use super::config::Source;
 use super::families::{Family, Windows};
 use super::linear_attention::DeltaNet;
@@ -28,7 +28,8 @@ pub(super) fn caches(source: &Source) -> Result<Vec<LayerCache>, ConfigError> {
     if source.latent() {
         let latent = Latent::read(&fields)?;
         let (rank, rope) = (latent.rank as u32, latent.rope as u32);
-        let cache = match latent.index {
+        let indexed = indexed_layers(&source.config, &fields, layers)?;
+        let cache = |indexed: bool| match latent.index.filter(|_| indexed) {
             Some((_, index)) => LayerCache::IndexedLatent {
                 rank,
                 rope,
@@ -36,7 +37,7 @@ pub(super) fn caches(source: &Source) -> Result<Vec<LayerCache>, ConfigError> {
             },
             None => LayerCache::Latent { rank, rope },
         };
-        return Ok(vec![cache; layers]);
+        return Ok(indexed.into_iter().map(cache).collect());
     }
     let kinds = layer_kinds(source.family, &source.config, &fields, layers)?;
     let delta_net = if kinds.contains(&Kind::Linear) {

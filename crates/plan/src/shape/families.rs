@@ -102,12 +102,15 @@ pub(super) struct Family {
     pub mtp: Mtp,
 }
 
-/// Multi-token prediction in a release.
+/// Multi-token prediction in a release. `mtp_use_dedicated_embeddings` in a config (Qwen3.5's have
+/// it) says otherwise where a release differs from its family.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Mtp {
     None,
     /// `num_nextn_predict_layers`, each with its own copy of embedding and head (DeepSeek-V3, GLM).
     NextN,
+    /// `num_nextn_predict_layers`, sharing embedding and head (GLM-5).
+    NextNSharing,
     /// One layer under `mtp.`, sharing embedding and head (Qwen3-Next, Qwen3.5).
     Sharing,
 }
@@ -230,6 +233,7 @@ const FAMILIES: &[Family] = &[
     Family {
         types: &["glm_moe_dsa"],
         defaults: &[("index_head_dim", 128), ("index_n_heads", 32)],
+        mtp: Mtp::NextNSharing,
         ..DEEPSEEK
     },
     QWEN3_NEXT,

@@ -3,7 +3,7 @@
 use scrimp_model::ConfigError;
 use scrimp_model::fields::{MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
 
-use super::attention::{add_heads, add_latent};
+use super::attention::{add_heads, add_latent, indexed_layers};
 use super::builder::{Builder, Matrix};
 use super::caches::{Kind, layer_kinds};
 use super::config::Source;
@@ -64,6 +64,8 @@ struct Layers<'a> {
     delta_net: Option<DeltaNet>,
     experts: Option<Experts>,
     expert_layers: ExpertLayers,
+    /// Layers with an indexer of their own, where latent attention has any.
+    indexed: Vec<bool>,
 }
 
 impl<'a> Layers<'a> {
@@ -86,6 +88,7 @@ impl<'a> Layers<'a> {
             delta_net,
             experts: Experts::read(source.family, &fields)?,
             expert_layers: ExpertLayers::read(&source.config, &fields, count)?,
+            indexed: indexed_layers(&source.config, &fields, count)?,
         })
     }
 
@@ -95,7 +98,10 @@ impl<'a> Layers<'a> {
         let fields = self.source.fields();
         match (kind, &self.delta_net) {
             (Kind::Linear, Some(net)) => net.add(builder, self.hidden),
-            _ if self.source.latent() => add_latent(builder, &fields, self.hidden)?,
+            _ if self.source.latent() => {
+                let indexed = self.indexed.get(index as usize).copied().unwrap_or(true);
+                add_latent(builder, &fields, self.hidden, indexed)?;
+            }
             _ => add_heads(builder, family, &fields, self.hidden)?,
         }
         match &self.experts {
@@ -120,19 +126,14 @@ impl<'a> Layers<'a> {
     fn add_prediction(&self, builder: &mut Builder<'_>, vocab: u64) -> Result<(), ConfigError> {
         let fields = self.source.fields();
         let hidden = self.hidden;
-        let (count, own_tables) = match self.source.family.mtp {
+        let mtp = self.source.family.mtp;
+        let (key, default) = match mtp {
             Mtp::None => return Ok(()),
-            Mtp::NextN => (
-                fields
-                    .count("num_nextn_predict_layers", 0, 16)?
-                    .unwrap_or(0),
-                true,
-            ),
-            Mtp::Sharing => (
-                fields.count("mtp_num_hidden_layers", 0, 16)?.unwrap_or(1),
-                false,
-            ),
+            Mtp::NextN | Mtp::NextNSharing => ("num_nextn_predict_layers", 0),
+            Mtp::Sharing => ("mtp_num_hidden_layers", 1),
         };
+        let count = fields.count(key, 0, 16)?.unwrap_or(default);
+        let own_tables = fields.flag("mtp_use_dedicated_embeddings", mtp == Mtp::NextN)?;
         let first = self.kinds.len() as u64;
         for index in first..first + count as u64 {
             builder.enter_part(Component::Mtp, &format!("model.layers.{index}."));
