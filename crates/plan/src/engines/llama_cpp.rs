@@ -36,7 +36,8 @@ pub(super) fn predict(shape: &ModelShape, deployment: &Deployment) -> Result<Pre
         let mut held = weights(shape, &layered, &stage, &|_| {});
         // The table that is looked up stays in the host; a tied head needs it on the device.
         let tied = tied(shape);
-        if !device.is_cpu && !(stage.last && tied) {
+        let on_host = device.is_cpu || (stage.last && tied);
+        if !on_host {
             held.retain(|(component, _)| *component != Component::Embedding);
         }
         let mut own = shape.clone();

@@ -100,8 +100,7 @@ fn uniform(layers: &[RankCache], rules: &PoolRules) -> Pool {
             _ => 0,
         })
         .sum();
-    if states > 0 {
-        let sequences = rules.available / states;
+    if let Some(sequences) = rules.available.checked_div(states) {
         return Pool {
             blocks: sequences,
             block_size: rules.max_model_len,

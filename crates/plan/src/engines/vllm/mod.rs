@@ -101,7 +101,7 @@ fn of_stage(
         }
     }
     let activations = activation::peak(shape, deployment, stage, rules, run);
-    let overhead = rules.non_torch_bytes(deployment, shape.num_experts > 0);
+    let overhead = rules.non_torch_bytes(shape, deployment);
     let graphs = match deployment.cuda_graphs {
         true => graphs::bytes(shape, stage, run.sequences, rules),
         false => 0,
@@ -162,7 +162,7 @@ fn notes(shape: &ModelShape, deployment: &Deployment, rules: &Rules, run: &Run) 
                 .to_owned(),
         );
     }
-    if rules.latent_align > 1 && shape.caches.iter().any(|c| is_latent(c)) {
+    if rules.latent_align > 1 && shape.caches.iter().any(is_latent) {
         notes.push(format!(
             "latent rows are rounded up to {} bytes in this release",
             rules.latent_align

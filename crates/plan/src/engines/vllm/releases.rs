@@ -1,6 +1,6 @@
 //! What changed from one vLLM release to another, as far as memory goes.
 
-use crate::{Deployment, Device, Version};
+use crate::{Deployment, Device, ModelShape, Version};
 
 /// The newest release whose rules are known.
 const NEWEST: Version = Version(0, 28, 0);
@@ -132,10 +132,14 @@ impl Rules {
     }
 
     /// Bytes that libraries and communicators take on a rank, as the profile run measures them.
-    pub(super) fn non_torch_bytes(&self, deployment: &Deployment, experts: bool) -> u64 {
+    pub(super) fn non_torch_bytes(&self, shape: &ModelShape, deployment: &Deployment) -> u64 {
         let device = &deployment.device;
         // Replicas of a dense model do not talk to each other.
-        let replicas = if experts { deployment.parallel.dp } else { 1 };
+        let replicas = if shape.num_experts > 0 {
+            deployment.parallel.dp
+        } else {
+            1
+        };
         let ranks = f64::from(deployment.parallel.tp) * f64::from(replicas);
         let small = (device.total_bytes as f64) < 70.0 * GIB;
         let switched = device.has_fast_links();
@@ -161,7 +165,12 @@ impl Rules {
             let piped = deployment.parallel.pp > 1 && ranks < 2.0 && !self.v0;
             if piped { 0.07 } else { alone + linked }
         };
-        (gib * GIB) as u64
+        // Two Granite models, whose logits have an odd number of columns, load more kernels.
+        let odd = match shape.vocab_size % 2 {
+            1 if !self.v0 => 0.21,
+            _ => 0.0,
+        };
+        ((gib + odd) * GIB) as u64
     }
 }
 
