@@ -25,7 +25,7 @@ pub struct RankPlan {
     pub kv_pool_bytes: u64,
     /// Blocks in the pool.
     pub kv_blocks: u64,
-    /// Tokens it holds.
+    /// Tokens it holds, as the engine prints them: hybrids of windows and states hold more.
     pub kv_tokens: u64,
     /// Bytes that the pool takes a token (asymptotically, for hybrids).
     pub kv_bytes_per_token: f64,
@@ -45,7 +45,8 @@ impl RankPlan {
 pub struct Prediction {
     /// Every distinct rank (one for each pipeline stage, when ranks of a stage are alike).
     pub ranks: Vec<RankPlan>,
-    /// KV tokens over the whole deployment: the smallest rank's, times replicas and `dcp`.
+    /// KV tokens over the whole deployment, in sequences of the longest length: the smallest
+    /// rank's, times replicas and `dcp`.
     pub kv_tokens: u64,
     /// Tokens a block.
     pub block_size: u64,

@@ -64,7 +64,8 @@ pub(super) fn vllm(deployment: &Deployment, plan: &Prediction, read: &Read) -> P
     figures.size("estimated_kv", rank.kv_pool_bytes);
     let blocks = plan.ranks.iter().map(|r| r.kv_blocks).min().unwrap_or(0);
     figures.put("gpu_blocks", blocks as f64);
-    figures.put("kv_tokens", (plan.kv_tokens / replicas) as f64);
+    let tokens = plan.ranks.iter().map(|r| r.kv_tokens).min().unwrap_or(0);
+    figures.put("kv_tokens", tokens as f64);
     if read.has_length {
         figures.put("max_concurrency", plan.max_concurrency / replicas as f64);
     } else {

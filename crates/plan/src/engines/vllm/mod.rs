@@ -43,7 +43,7 @@ pub(super) fn predict(shape: &ModelShape, deployment: &Deployment) -> Result<Pre
         .expect("a model has at least one stage");
     let replicas = u64::from(deployment.parallel.dp);
     Ok(Prediction {
-        kv_tokens: smallest.tokens.saturating_mul(replicas),
+        kv_tokens: usable_tokens(&smallest, run.max_model_len).saturating_mul(replicas),
         block_size: smallest.block_size,
         max_model_len: run.max_model_len,
         max_num_seqs: run.sequences.saturating_mul(replicas),
@@ -173,6 +173,12 @@ fn notes(shape: &ModelShape, deployment: &Deployment, rules: &Rules, run: &Run) 
         notes.push("this release stores layers with a window in full".to_owned());
     }
     notes
+}
+
+/// Tokens in sequences of the longest length. The engine prints fewer for models with windows or
+/// states (every group of layers counted alike), and that is what ranks list.
+fn usable_tokens(pool: &Pool, max_model_len: u64) -> u64 {
+    pool.tokens.max((pool.concurrency * max_model_len as f64) as u64)
 }
 
 /// Bytes of a recurrent state's value: the model's own type, but for Qwen3.5, whose configs ask for
