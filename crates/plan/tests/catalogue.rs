@@ -30,6 +30,9 @@ fn names_are_found_with_or_without_organisation_in_either_case() {
             "deepseek-ai/DeepSeek-R1"
         );
     }
+    let kimi = catalogue::find("Kimi-K2").unwrap();
+    assert_eq!(kimi.config["quantization_config"]["quant_method"], "fp8");
+    assert!(catalogue::find("Phi-3-mini-128k-instruct").is_ok());
     let llama = catalogue::find("Meta-Llama-3.1-8B-Instruct").unwrap();
     assert_eq!(llama.name, "meta-llama/Llama-3.1-8B-Instruct");
 }

@@ -70,6 +70,8 @@ const TOTALS: &[(&str, u64)] = &[
     ("HuggingFaceTB/SmolLM2-135M", 134_515_008),
     ("HuggingFaceTB/SmolLM2-360M", 361_821_120),
     ("HuggingFaceTB/SmolLM2-1.7B", 1_711_376_384),
+    ("facebook/opt-125m", 125_239_296),
+    ("facebook/opt-6.7b", 6_658_473_984),
     ("microsoft/phi-2", 2_779_683_840),
     ("microsoft/Phi-3-mini-4k-instruct", 3_821_079_552),
     ("microsoft/phi-4", 14_659_507_200),

@@ -31,6 +31,8 @@ const TRAINING: &[&str] = &[
     "-exp",
     "-gguf",
     "-bf16",
+    "-4k",
+    "-128k",
 ];
 
 /// Lower case, without the organisation.
@@ -54,7 +56,7 @@ type Ending = (&'static str, fn() -> Value);
 
 /// The name without its quantization, and the `quantization_config` that such names stand for.
 pub(super) fn quantization(bare: &str) -> Option<(String, Value)> {
-    let endings: [Ending; 14] = [
+    let endings: [Ending; 15] = [
         ("-fp8-dynamic", || compressed(8, "float", "channel", None)),
         ("-fp8-block", fp8_blocks),
         ("-fp8", fp8_blocks),
@@ -70,6 +72,7 @@ pub(super) fn quantization(bare: &str) -> Option<(String, Value)> {
         ("-gptq-int4", || packed("gptq", 4)),
         ("-gptq-int8", || packed("gptq", 8)),
         ("-int4", || packed("gptq", 4)),
+        ("-fp4", || compressed(4, "float", "tensor_group", Some(16))),
         ("-nvfp4", || {
             compressed(4, "float", "tensor_group", Some(16))
         }),

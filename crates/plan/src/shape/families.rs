@@ -88,6 +88,8 @@ pub(super) struct Family {
     pub shared: Shared,
     /// The router has a correction bias for each expert.
     pub correction_bias: bool,
+    /// Learned positions: this many rows more than the longest sequence (OPT).
+    pub positions: Option<u64>,
     /// Bias of the head (phi-2).
     pub head_bias: bool,
     /// `tie_word_embeddings` where the config does not say.
@@ -132,6 +134,7 @@ const LLAMA: Family = Family {
     dense_width: "intermediate_size",
     shared: Shared::None,
     correction_bias: false,
+    positions: None,
     head_bias: false,
     tied: false,
     windows: Windows::None,
@@ -331,6 +334,18 @@ const FAMILIES: &[Family] = &[
         gated_mlp: false,
         mlp_bias: Bias::Always,
         head_bias: true,
+        ..LLAMA
+    },
+    Family {
+        types: &["opt"],
+        qkv_bias: Bias::Always,
+        o_bias: Bias::Always,
+        norm_bias: true,
+        gated_mlp: false,
+        mlp_bias: Bias::Always,
+        dense_width: "ffn_dim",
+        positions: Some(2),
+        tied: true,
         ..LLAMA
     },
     Family {

@@ -1,7 +1,7 @@
 //! All tensors of a model: embedding, layers, head, prediction layers, vision tower.
 
 use scrimp_model::ConfigError;
-use scrimp_model::fields::{MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
+use scrimp_model::fields::{MAX_CONTEXT, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
 
 use super::attention::{add_heads, add_latent, indexed_layers};
 use super::builder::{Builder, Matrix};
@@ -22,6 +22,15 @@ pub(super) fn tensors(source: &Source, release: &Release) -> Result<Vec<TensorGr
     let mut builder = Builder::new(release, source.dtype()?);
     builder.leave_layers("");
     builder.table(Component::Embedding, "model.embed_tokens", vocab, hidden);
+    if let Some(more) = family.positions {
+        let longest = fields.required("max_position_embeddings", MAX_CONTEXT)? as u64;
+        builder.table(
+            Component::Embedding,
+            "model.embed_positions",
+            longest + more,
+            hidden,
+        );
+    }
     for (index, kind) in layers.kinds.iter().enumerate() {
         builder.enter_layer(index as u32);
         layers.add(&mut builder, *kind, index as u64)?;
