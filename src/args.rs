@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use scrimp_memory::bytes::parse_bytes;
 
+use crate::commands::plan::args::PlanArgs;
+
 /// Serve reasoning models in the memory you have.
 #[derive(Debug, Parser)]
 #[command(
@@ -16,7 +18,8 @@ Examples:
   scrimp run --model SmolLM2.gguf \"Why is the sky blue?\"
   scrimp run --model ./model-folder --chat --memory 4GiB
   scrimp serve --model org/name --memory 8GiB --port 8000
-  scrimp bench --model SmolLM2.gguf -p 512 -n 128"
+  scrimp bench --model SmolLM2.gguf -p 512 -n 128
+  scrimp plan deepseek-ai/DeepSeek-R1 --device H200:8 --context 65536 --concurrency 32"
 )]
 pub struct Cli {
     /// What to do.
@@ -38,6 +41,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Measure what a model can do: reasoning by length of the chain.
     Eval(EvalArgs),
+    /// Say before loading what a model needs on a machine, what binds it, and what to do about it.
+    Plan(Box<PlanArgs>),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.

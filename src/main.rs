@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => commands::serve::serve(&args),
         Command::Bench(args) => commands::bench::bench(&args),
         Command::Eval(args) => commands::eval::eval(&args),
+        Command::Plan(args) => commands::plan::plan(&args),
         Command::Completions { shell } => {
             // Made first: the generator panics where it cannot write.
             let mut script = Vec::new();

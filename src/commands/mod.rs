@@ -2,5 +2,6 @@
 
 pub mod bench;
 pub mod eval;
+pub mod plan;
 pub mod run;
 pub mod serve;

@@ -162,6 +162,6 @@ pub struct Deployment {
     pub cuda_graphs: bool,
     /// Free bytes at the start, where measured; else the device's usual.
     pub free_at_start: Option<u64>,
-    /// Host memory that may hold experts or layers that the device does not (0: none).
+    /// Host memory of a node that holds experts or layers in the devices' place (0: none).
     pub offload_bytes: u64,
 }

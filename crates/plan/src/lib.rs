@@ -8,10 +8,15 @@ pub mod catalogue;
 pub mod check;
 mod deployment;
 pub mod devices;
+pub mod emit;
 pub mod engines;
 mod error;
 pub mod log;
+mod names;
+pub mod placement;
 mod prediction;
+pub mod remedy;
+pub mod report;
 mod shape;
 pub mod verdict;
 mod weights;
@@ -23,6 +28,7 @@ pub use deployment::{
 pub use engines::predict;
 pub use error::Error;
 pub use prediction::{Prediction, RankPlan};
+pub use remedy::Remedy;
 pub use shape::{
     Component, LayerCache, LlamaCppCache, MlaCacheMode, ModelShape, Role, Split, Storage,
     TensorGroup, TensorHeader, caches_from_config,

@@ -9,6 +9,7 @@ pub use traffic::{
     UNLINKED_BANDWIDTH, active_values, value_bytes,
 };
 
+use crate::report::bytes;
 use crate::{Deployment, ModelShape, Prediction, RankPlan, Workload};
 
 /// Whose bytes decide how much a deployment can hold.
@@ -107,7 +108,9 @@ pub fn judge(
         && replica_tokens >= longest_live(workload)
         && prediction.max_num_seqs >= workload.concurrency;
     let bandwidth = bandwidth(shape, deployment, prediction, workload);
-    let explanation = explain(deployment, prediction, workload, &capacity, &bandwidth, fits);
+    let explanation = explain(
+        deployment, prediction, workload, &capacity, &bandwidth, fits,
+    );
     Verdict {
         fits,
         capacity,
@@ -128,9 +131,15 @@ fn capacity(deployment: &Deployment, prediction: &Prediction, workload: &Workloa
     // No less than one sequence at its longest: it cannot be divided over replicas.
     let one = workload.context as f64 / f64::from(parallel.dcp.max(1));
     let tokens = (live.needed / spread).max(one);
-    let ranks = prediction.ranks.iter().map(|rank| (rank, kv_needed(rank, tokens), short(rank, tokens)));
+    let ranks = prediction
+        .ranks
+        .iter()
+        .map(|rank| (rank, kv_needed(rank, tokens), short(rank, tokens)));
     let tightest = ranks.max_by_key(|(rank, _, short)| {
-        (*short, std::cmp::Reverse(rank.budget_bytes.saturating_sub(rank.weights_bytes())))
+        (
+            *short,
+            std::cmp::Reverse(rank.budget_bytes.saturating_sub(rank.weights_bytes())),
+        )
     });
     let sequences = sequences(prediction, workload);
     let max_context = max_context(deployment, prediction);
@@ -223,14 +232,24 @@ pub fn sequences(prediction: &Prediction, workload: &Workload) -> f64 {
         0.0
     };
     let each = (live.needed - shared) / workload.concurrency.max(1) as f64;
-    let room = (prediction.kv_tokens as f64 - shared).max(0.0);
+    let room = (held_tokens(prediction) - shared).max(0.0);
     (room / each.max(1.0)).min(prediction.max_num_seqs as f64)
+}
+
+/// Tokens that the pool holds; engines that allocate contexts whole can name more than fit.
+fn held_tokens(prediction: &Prediction) -> f64 {
+    let named = prediction.kv_tokens as f64;
+    if prediction.ranks.iter().any(|rank| rank.missing_bytes > 0) {
+        named.min(prediction.max_concurrency * prediction.max_model_len as f64)
+    } else {
+        named
+    }
 }
 
 /// The longest single sequence that is served: a sequence lives on one replica.
 pub fn max_context(deployment: &Deployment, prediction: &Prediction) -> u64 {
     let replicas = u64::from(deployment.parallel.dp.max(1));
-    (prediction.kv_tokens / replicas).min(prediction.max_model_len)
+    (held_tokens(prediction) as u64 / replicas).min(prediction.max_model_len)
 }
 
 fn bandwidth(
@@ -264,38 +283,39 @@ fn explain(
     bandwidth: &Bandwidth,
     fits: bool,
 ) -> String {
-    let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30));
+    let size = |size: u64| bytes(size as f64);
     let each = match deployment.parallel.devices() {
         0 | 1 => "the device",
         _ => "each rank",
     };
-    let mut text = if capacity.weights_bytes >= capacity.budget_bytes {
+    let heavy = capacity.weights_bytes >= capacity.budget_bytes;
+    let mut text = if heavy {
         format!(
             "The weights do not fit: {} on {each}, of a budget of {}.",
-            gib(capacity.weights_bytes),
-            gib(capacity.budget_bytes)
+            size(capacity.weights_bytes),
+            size(capacity.budget_bytes)
         )
     } else if fits {
         format!(
-            "It fits: {} of {} sequences' KV cache, {} needed of {} on {each}; {} are the most of it.",
+            "There is room for {} such sequences, {} asked for: they need {} of {each}'s {} of KV \
+             cache. Most of the memory goes to {}.",
             count(capacity.sequences),
             workload.concurrency,
-            gib(capacity.kv_needed_bytes),
-            gib(capacity.kv_pool_bytes),
+            size(capacity.kv_needed_bytes),
+            size(capacity.kv_pool_bytes),
             capacity.binding.name()
         )
     } else {
         format!(
-            "It does not fit: the KV cache needs {} on {each} and has {} beside {} of weights and \
-             {} of activations, so {} of {} sequences. {} bind{}.",
-            gib(capacity.kv_needed_bytes),
-            gib(capacity.kv_pool_bytes),
-            gib(capacity.weights_bytes),
-            gib(capacity.activations_bytes),
+            "{} of {} sequences fit: the KV cache needs {} on {each} and has {}, beside {} of weights \
+             and {} of activations. What binds is {}.",
             count(capacity.sequences),
             workload.concurrency,
-            capital(capacity.binding.name()),
-            if capacity.binding == Binding::KvCache { "s" } else { "" }
+            size(capacity.kv_needed_bytes),
+            size(capacity.kv_pool_bytes),
+            size(capacity.weights_bytes),
+            size(capacity.activations_bytes),
+            capacity.binding.name()
         )
     };
     if prediction.max_model_len < workload.context {
@@ -312,13 +332,27 @@ fn explain(
     }
     let step = &bandwidth.loaded;
     text += &format!(
-        " Decoding {} sequences is bound by {}: {:.1} GB of weights and {:.1} GB of KV cache a step \
-         on {each}, at most {:.0} tokens/s together.",
-        workload.concurrency,
+        " {} {} bound by {}: a step reads {} of weights and {} of KV cache on {each}, so at most \
+         {:.0} tokens/s{}.",
+        if heavy {
+            "If they did, decoding"
+        } else {
+            "Decoding"
+        },
+        match workload.concurrency {
+            1 => "one sequence would be".replace("would be", if heavy { "would be" } else { "is" }),
+            n if heavy => format!("{n} sequences would be"),
+            n => format!("{n} sequences is"),
+        },
         step.bound.name(),
-        step.weight_bytes / 1e9,
-        step.kv_bytes / 1e9,
-        step.tokens_per_s
+        bytes(step.weight_bytes + step.host_bytes),
+        bytes(step.kv_bytes),
+        step.tokens_per_s,
+        if workload.concurrency > 1 {
+            " together"
+        } else {
+            ""
+        }
     );
     text
 }
@@ -329,13 +363,6 @@ fn count(sequences: f64) -> String {
     } else {
         format!("{sequences:.1}")
     }
-}
-
-fn capital(text: &str) -> String {
-    let mut letters = text.chars();
-    letters.next().map_or_else(String::new, |first| {
-        first.to_uppercase().chain(letters).collect()
-    })
 }
 
 #[cfg(test)]

@@ -168,7 +168,10 @@ fn a_tied_head_is_read_whole() {
     prediction.ranks[0].weights.pop();
     let tied = Traffic::new(&shape, &deployment, &prediction).decode(1.0, 0.0);
     assert_eq!(tied.weight_bytes, untied.weight_bytes);
-    assert_eq!(active_values(&shape), f64::from(20 * 1024 * 1024 + 1000 * 1024));
+    assert_eq!(
+        active_values(&shape),
+        f64::from(20 * 1024 * 1024 + 1000 * 1024)
+    );
 }
 
 #[test]
@@ -189,9 +192,18 @@ fn the_compute_bound_batch_is_where_the_terms_cross() {
 #[test]
 fn tensor_parallel_ranks_read_less_and_talk() {
     let shape = shape();
-    let (one, four) = (deployment(alone()), deployment(Parallel { tp: 4, ..alone() }));
-    let (p1, p4) = (prediction(&one, GIB, 2 * GIB), prediction(&four, GIB, 2 * GIB));
-    let (t1, t4) = (Traffic::new(&shape, &one, &p1), Traffic::new(&shape, &four, &p4));
+    let (one, four) = (
+        deployment(alone()),
+        deployment(Parallel { tp: 4, ..alone() }),
+    );
+    let (p1, p4) = (
+        prediction(&one, GIB, 2 * GIB),
+        prediction(&four, GIB, 2 * GIB),
+    );
+    let (t1, t4) = (
+        Traffic::new(&shape, &one, &p1),
+        Traffic::new(&shape, &four, &p4),
+    );
     assert_eq!(t1.link_seconds(1.0), 0.0);
     let step = t4.decode(8.0, 1000.0);
     assert!((step.weight_bytes * 4.0 / t1.decode(8.0, 1000.0).weight_bytes - 1.0).abs() < 1e-9);
@@ -209,7 +221,13 @@ fn tensor_parallel_ranks_read_less_and_talk() {
 #[test]
 fn a_replicated_latent_is_divided_by_context_parallelism_only() {
     let mut shape = shape();
-    shape.caches = vec![LayerCache::Latent { rank: 512, rope: 64 }; 61];
+    shape.caches = vec![
+        LayerCache::Latent {
+            rank: 512,
+            rope: 64
+        };
+        61
+    ];
     let at = |parallel| {
         let deployment = deployment(parallel);
         let prediction = prediction(&deployment, GIB, 2 * GIB);
@@ -217,7 +235,14 @@ fn a_replicated_latent_is_divided_by_context_parallelism_only() {
     };
     assert_eq!(at(alone()), 70_272.0);
     assert_eq!(at(Parallel { tp: 8, ..alone() }), 70_272.0);
-    assert_eq!(at(Parallel { tp: 8, dcp: 8, ..alone() }), 8784.0);
+    assert_eq!(
+        at(Parallel {
+            tp: 8,
+            dcp: 8,
+            ..alone()
+        }),
+        8784.0
+    );
 }
 
 #[test]
@@ -225,17 +250,40 @@ fn capacity_names_who_is_in_the_way() {
     let (shape, deployment) = (shape(), deployment(alone()));
     let workload = Workload::longest(65536, 4);
     // 4 × 65536 × 8 KiB = 2 GiB of cache.
-    let roomy = judge(&shape, &deployment, &prediction(&deployment, 3 * GIB, 4 * GIB), &workload);
+    let roomy = judge(
+        &shape,
+        &deployment,
+        &prediction(&deployment, 3 * GIB, 4 * GIB),
+        &workload,
+    );
     assert!(roomy.fits, "{}", roomy.explanation);
     assert_eq!(roomy.capacity.kv_needed_bytes, 2 * GIB);
-    let tight = judge(&shape, &deployment, &prediction(&deployment, GIB, 4 * GIB), &workload);
+    let tight = judge(
+        &shape,
+        &deployment,
+        &prediction(&deployment, GIB, 4 * GIB),
+        &workload,
+    );
     assert!(!tight.fits);
     assert_eq!(tight.capacity.binding, Binding::KvCache);
     assert_eq!(tight.capacity.short_bytes, GIB);
     assert_eq!(tight.capacity.sequences, 2.0);
-    assert!(tight.explanation.contains("2.0 of 4 sequences"), "{}", tight.explanation);
-    let none = judge(&shape, &deployment, &prediction(&deployment, 0, 1 << 20), &workload);
+    assert!(
+        tight.explanation.contains("2.0 of 4 sequences fit"),
+        "{}",
+        tight.explanation
+    );
+    let none = judge(
+        &shape,
+        &deployment,
+        &prediction(&deployment, 0, 1 << 20),
+        &workload,
+    );
     assert!(!none.fits);
     assert_eq!(none.capacity.binding, Binding::Weights);
-    assert!(none.explanation.contains("weights do not fit"), "{}", none.explanation);
+    assert!(
+        none.explanation.contains("weights do not fit"),
+        "{}",
+        none.explanation
+    );
 }

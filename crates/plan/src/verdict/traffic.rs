@@ -89,7 +89,10 @@ pub struct Traffic<'a> {
     deployment: &'a Deployment,
     /// The rank with the most weights of each stage.
     stages: Vec<&'a RankPlan>,
+    /// The head is the embedding.
     tied: bool,
+    /// Replicas of attention share one set of routed experts.
+    shared_experts: bool,
 }
 
 impl<'a> Traffic<'a> {
@@ -108,11 +111,24 @@ impl<'a> Traffic<'a> {
             }
         }
         let tied = !shape.tensors.iter().any(|t| t.component == Component::Head);
+        let shared_experts = deployment.parallel.dp > 1 && {
+            let routed = |r: &&RankPlan| part(r, Component::RoutedExperts) + r.offloaded_bytes;
+            let each: u64 = stages.iter().map(routed).sum();
+            let bytes = shape.bytes_under(&deployment.weights);
+            let groups = shape.tensors.iter().zip(bytes);
+            let all: u64 = groups
+                .filter(|(group, _)| group.component == Component::RoutedExperts)
+                .map(|(_, bytes)| bytes.total())
+                .sum();
+            // A replica with experts of its own would hold them all over its ranks.
+            all > 0 && each * u64::from(deployment.parallel.tp.max(1)) < all / 4 * 3
+        };
         Traffic {
             shape,
             deployment,
             stages,
             tied,
+            shared_experts,
         }
     }
 
@@ -134,7 +150,7 @@ impl<'a> Traffic<'a> {
         let pp = f64::from(parallel.pp.max(1));
         let replica = (batch / f64::from(parallel.dp.max(1))).max(1.0);
         let micro = (replica / pp).max(1.0);
-        let expert_tokens = if parallel.expert {
+        let expert_tokens = if self.shared_experts {
             micro * f64::from(parallel.dp.max(1)).min(batch)
         } else {
             micro
@@ -213,7 +229,11 @@ impl<'a> Traffic<'a> {
             kv_seconds: kv_bytes / bandwidth,
             host_seconds: host_bytes / self.host_rate(),
             memory: 0.0,
-            compute: flops / self.flop_rate(),
+            // A device of unknown rate is not held up by it.
+            compute: match self.flop_rate() {
+                rate if rate > 0.0 => flops / rate,
+                _ => 0.0,
+            },
         };
         Totals {
             memory: one.weight_seconds + one.kv_seconds + one.host_seconds,
@@ -336,12 +356,12 @@ impl<'a> Traffic<'a> {
         } else {
             device.bf16_flops
         };
-        rate.max(1.0)
+        rate
     }
 
-    /// Seconds of messages for one token of each of `tokens` sequences through all layers: two
-    /// ring all-reduces a layer over tensor-parallel ranks, dispatch and combine of expert
-    /// parallelism, a hand-over between stages.
+    /// Seconds of messages for one token of each of `tokens` sequences of a replica through all
+    /// layers: two ring all-reduces a layer over tensor-parallel ranks, dispatch to shared experts
+    /// and back, a hand-over between stages.
     pub fn link_seconds(&self, tokens: f64) -> f64 {
         let parallel = &self.deployment.parallel;
         let row = self.shape.hidden_size as f64 * 2.0;
@@ -353,9 +373,14 @@ impl<'a> Traffic<'a> {
             let each = 2.0 * (ranks - 1.0) / ranks * bytes / self.link_rate(parallel.tp);
             seconds += layers * 2.0 * (each + COLLECTIVE_LATENCY);
         }
-        if parallel.expert && parallel.dp > 1 && self.shape.num_experts > 0 {
+        if self.shared_experts {
             let ranks = parallel.tp.saturating_mul(parallel.dp);
-            let routed = bytes / f64::from(parallel.tp) * self.shape.experts_per_token as f64;
+            // Whole experts get the tokens that chose them; slices get all tokens of all.
+            let copies = match parallel.expert {
+                true => (self.shape.experts_per_token as f64).min(f64::from(ranks)),
+                false => f64::from(ranks),
+            };
+            let routed = bytes / f64::from(parallel.tp) * copies;
             seconds += layers * 2.0 * (routed / self.link_rate(ranks) + COLLECTIVE_LATENCY);
         }
         let hops = f64::from(parallel.pp.saturating_sub(1));
@@ -391,7 +416,7 @@ impl<'a> Traffic<'a> {
             let step = self.decode(batch as f64, context);
             step.compute_seconds >= step.memory_seconds
         };
-        if !bound(LARGEST) {
+        if self.flop_rate() <= 0.0 || !bound(LARGEST) {
             return None;
         }
         let (mut low, mut high) = (0, LARGEST);
@@ -433,6 +458,12 @@ pub fn value_bytes(dtype: KvDtype) -> f64 {
         KvDtype::Q4_0 => 18.0 / 32.0,
         KvDtype::Int4 => 0.5 + 4.0 / 64.0,
     }
+}
+
+/// Bytes of a component on a rank.
+fn part(rank: &RankPlan, component: Component) -> u64 {
+    let parts = rank.weights.iter().filter(|(c, _)| *c == component);
+    parts.map(|(_, bytes)| bytes).sum()
 }
 
 fn largest_of(a: (DecodeBound, f64), b: (DecodeBound, f64)) -> (DecodeBound, f64) {
