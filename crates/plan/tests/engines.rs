@@ -250,3 +250,62 @@ proptest! {
         prop_assert_eq!(less.ranks.is_empty(), false);
     }
 }
+
+/// Logs that are in none of the cases, from public issues.
+mod elsewhere {
+    use super::*;
+
+    fn of(name: &str, kind: EngineKind, version: Version, tp: u32) -> (ModelShape, Deployment) {
+        let shape = scrimp_plan::catalogue::shape(name).unwrap();
+        let mut deployment = on(kind, h100(), Parallel { tp, ..alone() });
+        deployment.engine.version = Some(version);
+        (shape, deployment)
+    }
+
+    fn near(predicted: f64, recorded: f64, within: f64) {
+        let error = (predicted / recorded - 1.0).abs();
+        assert!(error < within, "{predicted} for {recorded}");
+    }
+
+    /// vllm-project/vllm#33155 (Triton's layout) and #23278 (Marlin's), one H100.
+    #[test]
+    fn gpt_oss_120b_by_kernel() {
+        for (version, gib) in [(Version(0, 14, 1), 64.38), (Version(0, 10, 1), 65.9651)] {
+            let (shape, deployment) = of("openai/gpt-oss-120b", EngineKind::Vllm, version, 1);
+            let plan = predict(&shape, &deployment).unwrap();
+            near(plan.ranks[0].weights_bytes() as f64 / GIB as f64, gib, 0.01);
+        }
+    }
+
+    /// vllm-project/vllm#21348: SGLang on four H100 with 0.93.
+    #[test]
+    fn qwen3_235b_under_sglang() {
+        let version = Version(0, 4, 9);
+        let (shape, mut deployment) =
+            of("Qwen/Qwen3-235B-A22B-FP8", EngineKind::Sglang, version, 4);
+        deployment.memory = Some(MemoryRule::Static(0.93));
+        near(
+            predict(&shape, &deployment).unwrap().kv_tokens as f64,
+            367_404.0,
+            0.05,
+        );
+    }
+
+    /// vllm-project/vllm#10511: Llama 3 8B over two H100, with the first engine.
+    #[test]
+    fn llama_3_over_two_ranks() {
+        let version = Version(0, 6, 5);
+        let (mut shape, mut deployment) = of(
+            "meta-llama/Llama-3.1-8B-Instruct",
+            EngineKind::Vllm,
+            version,
+            2,
+        );
+        shape.max_position_embeddings = 8192;
+        deployment.device = h100().with_memory((79.22 * GIB as f64) as u64).unwrap();
+        let rank = predict(&shape, &deployment).unwrap().ranks.remove(0);
+        near(rank.weights_bytes() as f64 / GIB as f64, 7.48, 0.01);
+        near(rank.activation_peak_bytes as f64 / GIB as f64, 1.26, 0.03);
+        near(rank.overhead_bytes as f64 / GIB as f64, 3.58, 0.01);
+    }
+}

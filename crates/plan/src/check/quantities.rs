@@ -47,6 +47,7 @@ pub(super) fn vllm(deployment: &Deployment, plan: &Prediction, read: &Read) -> P
     figures.size("activation_peak", rank.activation_peak_bytes);
     figures.size("peak_torch", weights + rank.activation_peak_bytes);
     figures.size("non_torch", rank.overhead_bytes);
+    figures.size("weights_and_non_torch", weights + rank.overhead_bytes);
     figures.size(
         "non_kv",
         weights + rank.activation_peak_bytes + rank.overhead_bytes,

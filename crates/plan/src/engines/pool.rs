@@ -24,6 +24,10 @@ pub(crate) struct PoolRules {
     pub dcp: u64,
     /// Windows and states get groups of their own; else windows are stored in full.
     pub hybrid: bool,
+    /// Blocks that a sequence has for its state in each group of such layers.
+    pub state_blocks: u64,
+    /// Of several groups, the tokens of whole sequences are printed, not those of one group.
+    pub prints_sequences: bool,
 }
 
 /// What there is.
@@ -167,13 +171,18 @@ fn grouped(kinds: &BTreeMap<RankCache, u64>, rules: &PoolRules) -> Pool {
         .filter(|(kind, _)| matches!(kind, RankCache::Full { .. }))
         .map(|(_, n)| groups(*n))
         .sum();
+    let concurrency = blocks as f64 / one.max(1) as f64;
+    let tokens = match rules.prints_sequences {
+        true => (concurrency * rules.max_model_len as f64) as u64,
+        false => (blocks / total_groups.max(1))
+            .saturating_mul(block_size)
+            .saturating_mul(rules.dcp),
+    };
     Pool {
         blocks,
         block_size,
-        tokens: (blocks / total_groups.max(1))
-            .saturating_mul(block_size)
-            .saturating_mul(rules.dcp),
-        concurrency: blocks as f64 / one.max(1) as f64,
+        tokens,
+        concurrency,
         bytes_per_token: (full * size * token) as f64 / rules.dcp as f64,
     }
 }
@@ -188,7 +197,7 @@ impl PoolRules {
                 let kept = (window.saturating_sub(1)).saturating_add(self.batched_tokens);
                 kept.min(length).div_ceil(self.block_size) + 1
             }
-            RankCache::State { .. } => 1,
+            RankCache::State { .. } => self.state_blocks,
         }
     }
 }
@@ -205,6 +214,8 @@ mod tests {
             batched_tokens: 8192,
             dcp: 1,
             hybrid: true,
+            state_blocks: 1,
+            prints_sequences: false,
         }
     }
 
@@ -264,6 +275,36 @@ mod tests {
             })
             .collect();
         assert_eq!(lay_out(&layers, &rules(1 << 36)).block_size, 544);
+    }
+
+    /// Qwen3.6-35B-A3B with an FP8 cache under vLLM 0.24, which printed 5.98 GiB, 567,978 tokens
+    /// and 4.33 sequences of 131,072 (club-3090#612).
+    #[test]
+    fn newer_releases_keep_two_states_and_print_whole_sequences() {
+        let state = 2 * 3 * 8192 + 4 * 32 * 128 * 128;
+        let layers: Vec<RankCache> = (0..40)
+            .map(|i| match i % 4 {
+                3 => RankCache::Full { token: 2 * 2 * 256 },
+                _ => RankCache::State { sequence: state },
+            })
+            .collect();
+        let rules = PoolRules {
+            max_model_len: 131_072,
+            state_blocks: 2,
+            prints_sequences: true,
+            ..rules((5.98 * (1u64 << 30) as f64) as u64)
+        };
+        let pool = lay_out(&layers, &rules);
+        assert!(
+            (pool.concurrency - 4.33).abs() < 0.01,
+            "{}",
+            pool.concurrency
+        );
+        assert!(
+            (pool.tokens as f64 / 567_978.0 - 1.0).abs() < 0.002,
+            "{}",
+            pool.tokens
+        );
     }
 
     #[test]

@@ -7,8 +7,8 @@ use scrimp_memory::{MemoryPlan, PlanError, PlanInput};
 use scrimp_model::KvLayout;
 use scrimp_tensor::DType;
 
+use super::free_at_start;
 use super::sharding::{stages, weights};
-use super::{caches, free_at_start};
 use crate::{
     Component, Deployment, Error, KvDtype, LayerCache, MemoryRule, ModelShape, Prediction,
     RankPlan, Split,
@@ -155,10 +155,7 @@ fn kv_layout(
     deployment: &Deployment,
     block_size: usize,
 ) -> Result<KvLayout, Error> {
-    let dtype = match deployment
-        .kv_dtype
-        .unwrap_or_else(|| caches::default_dtype(shape))
-    {
+    let dtype = match deployment.kv_dtype.unwrap_or(KvDtype::F16) {
         KvDtype::F32 => DType::F32,
         KvDtype::F16 => DType::F16,
         KvDtype::Bf16 => DType::BF16,

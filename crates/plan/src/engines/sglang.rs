@@ -40,7 +40,7 @@ pub(super) fn predict(shape: &ModelShape, deployment: &Deployment) -> Result<Pre
     };
     let free = match deployment.memory {
         Some(MemoryRule::Bytes(bytes)) => bytes.min(device.total_bytes.max(bytes)),
-        _ => free_at_start(deployment),
+        _ => free_at_start(deployment).saturating_sub(communicators(deployment)),
     };
     let budget = part_of(free, fraction);
     let dtype = deployment
@@ -62,6 +62,8 @@ pub(super) fn predict(shape: &ModelShape, deployment: &Deployment) -> Result<Pre
             hybrid: layers
                 .iter()
                 .any(|l| matches!(l, caches::RankCache::State { .. })),
+            state_blocks: 1,
+            prints_sequences: false,
         };
         let pool = lay_out(&layers, &rules);
         let graphs = if deployment.cuda_graphs {
@@ -108,6 +110,16 @@ pub(super) fn predict(shape: &ModelShape, deployment: &Deployment) -> Result<Pre
             free as f64 / GIB
         )],
     })
+}
+
+/// What NCCL takes before anything is loaded, where the free memory was not measured after it:
+/// what two ranks of H100 were seen to have less than one.
+fn communicators(deployment: &Deployment) -> u64 {
+    let linked = deployment.parallel.tp > 1 && deployment.device.has_fast_links();
+    match deployment.free_at_start {
+        None if linked => gib(1.02),
+        _ => 0,
+    }
 }
 
 /// `--mem-fraction-static` when it is not given.

@@ -60,6 +60,8 @@ pub(super) fn predict(shape: &ModelShape, deployment: &Deployment) -> Result<Pre
                 batched_tokens: tokens,
                 dcp: u64::from(parallel.dcp),
                 hybrid: true,
+                state_blocks: 1,
+                prints_sequences: false,
             },
         );
         let rank = RankPlan {

@@ -93,6 +93,15 @@ pub(super) const LINES: &[Line] = &[
     line!(V, "Graph capturing finished", r"Graph capturing finished in \d+ secs?, took (?<g>-?[\d.]+) GiB", ["g", "cuda_graph_gib", GRAPHS]),
     line!(V, "Estimated CUDA graph memory", r"Estimated CUDA graph memory: (?<g>[\d.]+) GiB", ["g", "cuda_graph_estimated_gib", "captured graphs, as estimated before the pool is sized"]),
 
+    line!(V, "Free memory on device", r"Free memory on device \((?<f>[\d.]+)/(?<t>[\d.]+) GiB\) on startup\. Desired GPU memory utilization is \([\d.]+, (?<b>[\d.]+) GiB\)", ["f", "free_at_start_gib", "free before loading"], ["t", "total_gpu_gib", "memory of the device"], ["b", "budget_gib", BUDGET]),
+    line!(V, "GiB for weight,", r"Actual usage is (?<w>[\d.]+) GiB for weight,", ["w", "weights_gib", WEIGHTS]),
+    line!(V, "consumed memory (weights + non-torch)", r"Actual usage is (?<w>[\d.]+) GiB for consumed memory", ["w", "weights_and_non_torch_gib", "weights, libraries and communicators together"]),
+    line!(V, "GiB for peak activation", r"(?<p>[\d.]+) GiB for peak activation", ["p", "activation_peak_gib", PEAK]),
+    line!(V, "GiB for non-torch memory", r"(?<n>-?[\d.]+) GiB for non-torch memory", ["n", "non_torch_gib", NON_TORCH]),
+    line!(V, "GiB for CUDAGraph memory", r"(?<g>-?[\d.]+) GiB for CUDAGraph memory", ["g", "cuda_graph_gib", GRAPHS]),
+    line!(V, "Current kv cache memory in use", r"Current kv cache memory in use is (?<k>[\d.]+) GiB", ["k", "kv_gib", KV]),
+    line!(V, "CUDA graph pool memory", r"CUDA graph pool memory: (?<a>[\d.]+) GiB \(actual\), (?<e>[\d.]+) GiB \(estimated\)", ["a", "cuda_graph_actual_gib", GRAPHS], ["e", "cuda_graph_estimated_gib", "captured graphs, as estimated before the pool is sized"]),
+
     line!(S, "Load weight begin", r"Load weight begin\. avail mem=(?<a>[\d.]+) GB", ["a", "avail_before_load_gb", "free before loading, of the rank with the least"]),
     line!(S, "Load weight end", r"Load weight end\..*avail mem=(?<a>[\d.]+) GB", ["a", "avail_after_load_gb", "free after loading"]),
     line!(S, "Load weight end", r"Load weight end\..*mem usage=(?<w>[\d.]+) GB", ["w", "weights_gb", "weights as the driver sees them, in segments of 2 MiB"]),

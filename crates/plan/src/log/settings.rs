@@ -37,7 +37,7 @@ const VLLM: &[Setting] = &[
     ),
     (
         "gpu_memory_utilization",
-        r"(?:gpu_memory_utilization'?(?:[=:] ?|\s+| \()|Requested memory:? )(0?\.\d+|1\.0)",
+        r"(?:gpu_memory_utilization'?(?:[=:] ?|\s+| \()|Requested memory:? |GPU memory utilization is \()(0?\.\d+|1\.0)",
         false,
     ),
     ("dtype", r"\bdtype=(torch\.\w+)", true),

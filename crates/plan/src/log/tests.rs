@@ -87,6 +87,23 @@ fn newer_vllm_through_colours() {
     );
 }
 
+/// As 0.25 prints it.
+#[test]
+fn the_line_that_sums_up() {
+    let report = explain(
+        "Free memory on device (30.27/31.4 GiB) on startup. Desired GPU memory utilization is \
+         (0.92, 28.88 GiB). Actual usage is 15.03 GiB for consumed memory (weights + non-torch), \
+         1.59 GiB for peak activation, and 0.09 GiB for CUDAGraph memory. Current kv cache memory \
+         in use is 12.26 GiB.",
+    )
+    .unwrap();
+    assert_eq!(report.figure("budget_gib"), Some(28.88));
+    assert_eq!(report.figure("activation_peak_gib"), Some(1.59));
+    assert_eq!(report.figure("kv_gib"), Some(12.26));
+    assert_eq!(report.settings["gpu_memory_utilization"], 0.92);
+    assert_eq!(report.settings["total_gpu_gib"], 31.4);
+}
+
 #[test]
 fn sglang() {
     let report = explain(SGLANG).unwrap();

@@ -131,6 +131,8 @@ fn of_stage(
             batched_tokens: run.tokens,
             dcp: u64::from(parallel.dcp),
             hybrid: rules.hybrid,
+            state_blocks: if rules.keeps_states { 2 } else { 1 },
+            prints_sequences: rules.keeps_states,
         },
     );
     let rank = RankPlan {
@@ -178,7 +180,8 @@ fn notes(shape: &ModelShape, deployment: &Deployment, rules: &Rules, run: &Run) 
 /// Tokens in sequences of the longest length. The engine prints fewer for models with windows or
 /// states (every group of layers counted alike), and that is what ranks list.
 fn usable_tokens(pool: &Pool, max_model_len: u64) -> u64 {
-    pool.tokens.max((pool.concurrency * max_model_len as f64) as u64)
+    pool.tokens
+        .max((pool.concurrency * max_model_len as f64) as u64)
 }
 
 /// Bytes of a recurrent state's value: the model's own type, but for Qwen3.5, whose configs ask for

@@ -49,6 +49,9 @@ pub(super) struct Rules {
     pub utilization: f64,
     /// Windows and states have blocks of their own.
     pub hybrid: bool,
+    /// A sequence keeps two states, one to go back to, and hybrids print the tokens of whole
+    /// sequences (two logs of 0.22 and 0.24).
+    pub keeps_states: bool,
     /// Copies of the 32-bit logits that the sampler holds at its peak.
     pub logit_copies: f64,
     /// Workspace of expert kernels outlives the forward pass, so it adds to the sampler's peak.
@@ -76,6 +79,7 @@ impl Rules {
                 0.92
             },
             hybrid: version >= Version(0, 9, 2),
+            keeps_states: version >= Version(0, 21, 0),
             // Until 0.16 top-k and top-p sorted the logits: a 16-bit and a 32-bit copy, sorted
             // values, 64-bit indices, the sort's own buffers, probabilities. From 0.17 a kernel
             // without the sort leaves the logits twice, probabilities and noise.
