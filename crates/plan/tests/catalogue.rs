@@ -79,6 +79,16 @@ fn quantized_names_have_the_shape_and_the_quantization() {
         assert_eq!(storage(name, Component::Attention), expected, "{name}");
         assert_eq!(storage(name, Component::Head), Storage::Bf16, "{name}");
     }
+    let kimi = json!({"vision_config": {"vt_hidden_size": 1152, "vt_num_hidden_layers": 27,
+        "vt_intermediate_size": 4304, "init_pos_emb_height": 64, "init_pos_emb_width": 64}});
+    let (kimi, _) = catalogue::complete("moonshotai/Kimi-K2.5", &kimi);
+    let kimi = ModelShape::from_config("Kimi-K2.5", &kimi).unwrap();
+    let tower = kimi
+        .tensors
+        .iter()
+        .filter(|t| t.component == Component::Vision);
+    assert!(tower.clone().count() > 100);
+    assert!(tower.clone().all(|t| t.storage == Storage::Bf16));
     let mistral = "RedHatAI/Mistral-Small-3.1-24B-Instruct-2503-quantized.w8a8";
     assert_eq!(storage(mistral, Component::DenseMlp), Storage::Int8Rows);
     assert_eq!(storage(mistral, Component::Vision), Storage::Bf16);

@@ -123,7 +123,8 @@ impl Release {
     pub(super) fn storage(&self, path: &str, component: Component) -> Option<Storage> {
         let kept = match component {
             Component::Head => !self.head,
-            Component::Vision => !self.head,
+            // Quantizers of language models leave towers alone, under whatever names.
+            Component::Vision => true,
             Component::RoutedExperts => false,
             _ => self.experts_only,
         };
