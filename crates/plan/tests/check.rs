@@ -1,5 +1,7 @@
 //! Predictions against recorded figures: the gates, and cases that are damaged.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::LazyLock;
 
 use proptest::prelude::*;

@@ -113,11 +113,12 @@ pub(super) fn predict(shape: &ModelShape, deployment: &Deployment) -> Result<Pre
 }
 
 /// What NCCL takes before anything is loaded, where the free memory was not measured after it:
-/// what two ranks of H100 were seen to have less than one.
+/// what two ranks of H100 were seen to have less than one, and for each further rank what vLLM
+/// loses to it.
 fn communicators(deployment: &Deployment) -> u64 {
     let linked = deployment.parallel.tp > 1 && deployment.device.has_fast_links();
     match deployment.free_at_start {
-        None if linked => gib(1.02),
+        None if linked => gib(1.02 + 0.24 * f64::from(deployment.parallel.tp - 2)),
         _ => 0,
     }
 }
