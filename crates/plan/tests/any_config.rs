@@ -1,5 +1,7 @@
 //! Whatever a config says: an error or a shape whose sums hold, never a panic.
 
+#![allow(clippy::unwrap_used)]
+
 use proptest::prelude::*;
 use scrimp_plan::{KvDtype, ModelShape, WeightScheme, caches_from_config, catalogue};
 use serde_json::{Value, json};

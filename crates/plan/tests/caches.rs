@@ -1,5 +1,7 @@
 //! Caches: what grows, what a window caps, what a state fixes, in the terms of each engine.
 
+#![allow(clippy::unwrap_used)]
+
 use scrimp_plan::{KvDtype, LayerCache, MlaCacheMode, ModelShape, caches_from_config, catalogue};
 use serde_json::json;
 

@@ -1,5 +1,7 @@
 //! Names: every entry reads, near names help, quantized names are quantized.
 
+#![allow(clippy::unwrap_used)]
+
 use scrimp_plan::{Component, ModelShape, Storage, catalogue};
 use serde_json::json;
 

@@ -1,5 +1,7 @@
 //! Configs that are wrong, partial or quantized: what is read, and what is said.
 
+#![allow(clippy::unwrap_used)]
+
 use scrimp_plan::{Component, ModelShape, Storage, WeightScheme, catalogue};
 use serde_json::{Value, json};
 

@@ -1,5 +1,7 @@
 //! For what scrimp runs, the plan's inventory and the engine's own counts are the same numbers.
 
+#![allow(clippy::unwrap_used)]
+
 use scrimp_model::ModelConfig;
 use scrimp_plan::{Component, ModelShape, catalogue};
 

@@ -1,5 +1,7 @@
 //! Sizes of GGUF mixes against what llama.cpp's own quantizer printed for the same shapes.
 
+#![allow(clippy::unwrap_used)]
+
 use scrimp_plan::{ModelShape, WeightScheme, catalogue};
 use serde_json::json;
 

@@ -1,5 +1,7 @@
 //! Shapes from the headers of checkpoints: storage as it is, components by name.
 
+#![allow(clippy::unwrap_used)]
+
 use scrimp_model::{MetaArray, MetaValue, Metadata};
 use scrimp_plan::{Component, GgmlType, KvDtype, ModelShape, Storage, TensorHeader, catalogue};
 

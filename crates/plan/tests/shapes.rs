@@ -1,5 +1,7 @@
 //! Parameter totals against published ones, for every family.
 
+#![allow(clippy::unwrap_used)]
+
 use scrimp_plan::catalogue;
 
 /// Totals that hubs report, or that follow from the sizes of released files.
