@@ -73,6 +73,16 @@ fn settings(shape: &ModelShape, deployment: &Deployment, rules: &Rules) -> Run {
     }
 }
 
+/// What one rank may use.
+fn budget(deployment: &Deployment, rules: &Rules) -> u64 {
+    let total = deployment.device.total_bytes;
+    match deployment.memory {
+        Some(MemoryRule::OfTotal(fraction)) => part_of(total, fraction),
+        Some(MemoryRule::Bytes(bytes)) => bytes,
+        _ => part_of(total, rules.utilization),
+    }
+}
+
 fn of_stage(
     shape: &ModelShape,
     deployment: &Deployment,
@@ -81,11 +91,7 @@ fn of_stage(
     stage: &Stage,
 ) -> (RankPlan, Pool) {
     let device = &deployment.device;
-    let budget = match deployment.memory {
-        Some(MemoryRule::OfTotal(fraction)) => part_of(device.total_bytes, fraction),
-        Some(MemoryRule::Bytes(bytes)) => bytes,
-        _ => part_of(device.total_bytes, rules.utilization),
-    };
+    let budget = budget(deployment, rules);
     let padding = mxfp4::padding(deployment, rules.version);
     let mut held = weights(shape, deployment, stage, Counting::Allocated, &padding);
     let derived = [
@@ -158,6 +164,17 @@ fn notes(shape: &ModelShape, deployment: &Deployment, rules: &Rules, run: &Run) 
         "vLLM {}: profiled with {} tokens and {} sequences of logits, {} copies of them in 32 bits",
         rules.version, run.tokens, run.sequences, rules.logit_copies
     )];
+    let free = super::free_at_start(deployment);
+    let asked = budget(deployment, rules);
+    if asked > free && !rules.v0 {
+        const GIB: f64 = (1u64 << 30) as f64;
+        notes.push(format!(
+            "vLLM does not start where less is free than asked for: {:.2} GiB are asked for, {:.2} \
+             are usually free",
+            asked as f64 / GIB,
+            free as f64 / GIB
+        ));
+    }
     if !rules.graphs_subtracted && deployment.cuda_graphs {
         notes.push(
             "captured graphs come on top of the budget before vLLM 0.21: leave room for them"
