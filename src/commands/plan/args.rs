@@ -89,7 +89,7 @@ pub struct WorkloadArgs {
     pub prompt_tokens: u64,
     /// Lengths of outputs: their mean, or median and 95th percentile (log-normal). Without it
     /// every sequence is planned at its longest.
-    #[arg(long, value_name = "MEAN|P50,P95")]
+    #[arg(long, value_name = "MEAN|P50,P95", allow_negative_numbers = true)]
     pub output_tokens: Option<String>,
     /// The part of a prompt that all have in common, 0 to 1.
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]

@@ -147,7 +147,7 @@ fn sort(remedies: &mut [(f64, Remedy)]) {
 /// The best of each kind, then the next of each, up to what fits a list.
 fn list(singles: Vec<(f64, Remedy)>) -> Vec<Remedy> {
     let mut seen: Vec<(Topic, usize)> = Vec::new();
-    let mut listed = Vec::new();
+    let mut listed: Vec<Remedy> = Vec::new();
     for (_, remedy) in singles {
         let Some(topic) = remedy.changes.first().map(Change::topic) else {
             continue;
@@ -159,12 +159,25 @@ fn list(singles: Vec<(f64, Remedy)>) -> Vec<Remedy> {
                 seen.len() - 1
             }
         };
+        // Other names for the same effect are no news.
+        if listed.iter().any(|known| alike(known, &remedy, topic)) {
+            continue;
+        }
         seen[at].1 += 1;
         if seen[at].1 <= OF_A_TOPIC && listed.len() < LISTED {
             listed.push(remedy);
         }
     }
     listed
+}
+
+/// Whether two changes of the same thing come to the same.
+fn alike(a: &Remedy, b: &Remedy, topic: Topic) -> bool {
+    let near = |a: f64, b: f64| (a - b).abs() <= 0.01 * a.abs();
+    a.changes.first().map(Change::topic) == Some(topic)
+        && near(a.after.sequences, b.after.sequences)
+        && near(a.after.tokens_per_s, b.after.tokens_per_s)
+        && a.quality == b.quality
 }
 
 /// The best combination that meets the workload: one of what is there where that is enough, else

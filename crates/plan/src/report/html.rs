@@ -21,10 +21,10 @@ border-radius:0 6px 6px 0}.verdict.bad{border-color:var(--bad)}.verdict b{color:
 .verdict.bad b{color:var(--bad)}.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;\
 font-size:.92rem;font-variant-numeric:tabular-nums}th,td{padding:6px 10px;text-align:right;\
 border-bottom:1px solid var(--line);white-space:nowrap}th:first-child,td:first-child{text-align:left}\
-th{color:var(--soft);font-weight:600}td.words{white-space:normal;text-align:left;min-width:190px}\
+th{color:var(--soft);font-weight:600}td.words{white-space:normal;text-align:left;min-width:190px}th.words{text-align:left}\
 .legend{display:flex;flex-wrap:wrap;gap:4px 18px;font-size:.9rem;margin:8px 0}\
 .legend span::before{content:'';display:inline-block;width:11px;height:11px;border-radius:2px;\
-margin-right:6px;background:var(--c)}svg{display:block;width:100%;height:auto}\
+margin-right:6px;background:var(--c)}svg{display:block;width:100%;height:84px}\
 code{font:13px/1.45 ui-monospace,monospace}pre{background:var(--card);padding:12px 14px;\
 border-radius:6px;overflow-x:auto;margin:8px 0}details{margin:4px 0}summary{cursor:pointer}\
 .tag{color:var(--good);font-weight:600}";
@@ -157,7 +157,7 @@ impl Report<'_> {
         }
         let mark = |at: u64| (at as f64 * scale).min(999.0);
         format!(
-            "<svg viewBox=\"0 0 1000 74\" role=\"img\" aria-label=\"memory of a device: what there \
+            "<svg viewBox=\"0 0 1000 74\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"memory of a device: what there \
              is room for, and what the workload needs\">{}{}<line x1=\"{b:.1}\" x2=\"{b:.1}\" \
              y1=\"-2\" y2=\"74\" stroke=\"var(--ink)\" stroke-width=\"2\" stroke-dasharray=\"5 4\"/>\
              </svg><div class=\"legend\">{legend}</div><p class=\"soft\">Above: what there is room \
@@ -210,7 +210,7 @@ impl Report<'_> {
             let rows: String = remedies.iter().map(|remedy| remedy_row(remedy)).collect();
             format!(
                 "<div class=\"scroll\"><table><tr><th>change</th><th>saves</th><th>tokens</th>\
-                 <th>sequences</th><th>decode</th><th>quality</th></tr>{rows}</table></div>"
+                 <th>sequences</th><th>decode</th><th class=\"words\">quality</th></tr>{rows}</table></div>"
             )
         };
         let mut out = String::new();

@@ -4,7 +4,7 @@ use super::format::{bar, bytes, cut, gain, grouped, short, wrapped};
 use super::{Report, component_name};
 use crate::remedy::{Change, Remedy, split_name};
 use crate::verdict::DecodeStep;
-use crate::{LiveTokens, RankPlan};
+use crate::{LiveTokens, RankPlan, WeightScheme};
 
 const WIDTH: usize = 98;
 const BAR: usize = 30;
@@ -47,13 +47,16 @@ impl Report<'_> {
         } else {
             String::new()
         };
+        let weights = match &deployment.weights {
+            WeightScheme::Released => String::new(),
+            other => format!(", weights {}", other.label()),
+        };
         let head = format!(
-            "{} on {}, {}{split}: {} parameters{active}, weights {}",
+            "{} on {}, {}{split}: {} parameters{active}{weights}",
             self.model,
             self.machine(),
             deployment.engine.name(),
-            short(total as f64),
-            deployment.weights.label(),
+            short(total as f64)
         );
         let mut out = wrapped(&head, WIDTH, "");
         let LiveTokens {
@@ -74,7 +77,7 @@ impl Report<'_> {
             None => "each at its longest".to_owned(),
         };
         let holds = format!(
-            "{} sequences of up to {} tokens hold {} KV tokens ({known}; max_tokens × 1.5: {})",
+            "{} sequences of ≤ {} tokens hold {} KV tokens ({known}; max_tokens × 1.5: {})",
             workload.concurrency,
             grouped(workload.context),
             short(needed),
