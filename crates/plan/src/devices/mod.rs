@@ -10,6 +10,8 @@ use table::DEVICES;
 
 /// Bytes in a GiB.
 const GIB: f64 = (1u64 << 30) as f64;
+/// Length from which a name says enough for anything to follow it (editions of workstation cards).
+const DISTINCT: usize = 12;
 /// Words in logs that say nothing about which device it is.
 const NOISE: [&str; 9] = [
     "nvidia",
@@ -184,13 +186,17 @@ fn exact(wanted: &str) -> Option<&'static Entry> {
         .find(|entry| names(entry).any(|name| name == wanted))
 }
 
-/// The entry with the longest name that `wanted` begins with; what follows may only be an amount of
-/// memory or a form factor.
+/// The entry with the longest name that `wanted` begins with; what follows a short name may only be an
+/// amount of memory or a form factor.
 fn within(wanted: &str) -> Option<&'static Entry> {
     DEVICES
         .iter()
         .flat_map(|entry| names(entry).map(move |name| (name.len(), entry, name)))
-        .filter(|(_, _, name)| wanted.strip_prefix(name.as_str()).is_some_and(only_details))
+        .filter(|(_, _, name)| {
+            wanted
+                .strip_prefix(name.as_str())
+                .is_some_and(|rest| name.len() >= DISTINCT || only_details(rest))
+        })
         .max_by_key(|(len, _, _)| *len)
         .map(|(_, entry, _)| entry)
 }
@@ -200,7 +206,7 @@ fn only_details(rest: &str) -> bool {
     let amount = words.len() < rest.len() && words.starts_with("gb");
     rest.is_empty()
         || amount
-        || ["sxm", "pcie", "hbm"]
+        || ["sxm", "pcie", "hbm", "oam"]
             .iter()
             .any(|word| rest.starts_with(word))
 }
@@ -248,6 +254,11 @@ mod tests {
         assert_eq!(name("NVIDIA GeForce RTX 3090"), "RTX3090");
         assert_eq!(name("8x RTX PRO 4500 Blackwell 32GB"), "RTXPRO4500");
         assert_eq!(name("gb300"), "GB300");
+        assert_eq!(
+            name("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition"),
+            "RTXPRO6000"
+        );
+        assert_eq!(name("AMD Instinct MI300X OAM"), "MI300X");
         assert_eq!(name("NVIDIA A100-SXM4-40GB"), "A100-40GB");
         assert_eq!(name("A10G"), "A10G");
         assert_eq!(name("L40S"), "L40S");
