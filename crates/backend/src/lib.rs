@@ -235,6 +235,8 @@ pub enum MatrixStorage {
 pub struct WorkspaceShape {
     /// Tokens in one step.
     pub max_rows: usize,
+    /// Rows of the largest input that is rounded finely, of `hidden_size` values each.
+    pub max_fine_rows: usize,
     /// Widest input of any projection.
     pub max_cols: usize,
     /// Query heads.

@@ -28,8 +28,9 @@ pub struct Input<'a, B: Backend> {
     pub rows: usize,
     /// Norm applied to each row before it is projected.
     pub norm: Option<Norm<'a, B>>,
-    /// Whether these rows must not be rounded, whatever the backend does with others.
-    pub exact: bool,
+    /// Whether these rows, where the backend rounds activations, are to be rounded to sixteen bits
+    /// or so: for results that are not summed up with others any more.
+    pub fine: bool,
 }
 
 /// One projection of an [`Input`].

@@ -132,7 +132,7 @@ fn step(
             x: &s.x,
             rows,
             norm: Some(norm),
-            exact: false,
+            fine: false,
         };
         b.linear(
             input,
@@ -156,21 +156,21 @@ fn step(
             x: &s.attended,
             rows,
             norm: None,
-            exact: false,
+            fine: false,
         };
         b.linear(input, &mut [project(&layer.o, &mut s.x, true)]);
         let input = Input {
             x: &s.x,
             rows,
             norm: Some(norm),
-            exact: false,
+            fine: false,
         };
         b.gate_up_silu(input, &layer.gate, &layer.up, &mut s.act);
         let input = Input {
             x: &s.act,
             rows,
             norm: None,
-            exact: false,
+            fine: false,
         };
         b.linear(input, &mut [project(&layer.down, &mut s.x, true)]);
     }
@@ -178,7 +178,7 @@ fn step(
         x: &s.x,
         rows: batch.num_seqs(),
         norm: Some(norm),
-        exact: false,
+        fine: false,
     };
     b.linear(input, &mut [project(&model.head, &mut s.logits, false)]);
 }

@@ -76,7 +76,7 @@ fn linear(b: &mut CpuBackend, weights: &[CpuMatrix], rows: usize) -> Result<f64,
                 x: &x,
                 rows,
                 norm: None,
-                exact: false,
+                fine: false,
             };
             b.linear(input, &mut [projection]);
         }

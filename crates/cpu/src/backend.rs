@@ -18,7 +18,7 @@ use crate::ops;
 use crate::ops::attention::AttentionOp;
 use crate::ops::heads::HeadLinear;
 use crate::ops::linear::{
-    GateUp, PRODUCTS, Product, Source, convert, form_of, gated_chunk, prepare, products,
+    GateUp, PRODUCTS, Product, Rounding, Source, convert, form_of, gated_chunk, prepare, products,
 };
 use crate::ops::moe::Moe;
 use crate::pool::Pool;
@@ -75,10 +75,11 @@ impl CpuBackend {
     }
 
     /// How an operation's activations are treated.
-    fn precision_of(&self, input: &Input<'_, Self>) -> Precision {
-        match input.exact {
-            true => Precision::Exact,
-            false => self.precision,
+    fn rounding_of(&self, fine: bool) -> Rounding {
+        match (self.precision, fine) {
+            (Precision::Exact, _) => Rounding::None,
+            (Precision::Fast, true) => Rounding::Fine,
+            (Precision::Fast, false) => Rounding::Coarse,
         }
     }
 
@@ -222,10 +223,10 @@ impl Backend for CpuBackend {
             let (have, need) = (p.out.0.as_slice().len(), input.rows * p.weight.rows);
             assert!(have >= need, "{need} outputs in {have}");
         }
-        let (table, precision) = (&self.table, self.precision_of(&input));
+        let (table, rounding) = (&self.table, self.rounding_of(input.fine));
         let wanted = projections
             .iter()
-            .map(|p| form_of(table, precision, p.weight.format));
+            .map(|p| form_of(table, rounding, p.weight.format));
         let source = source_of(&input, cols);
         let mut forms = self.workspace.forms();
         let acts = prepare(&mut self.pool, table, &mut forms, source, wanted);
@@ -239,7 +240,7 @@ impl Backend for CpuBackend {
                     accumulate: p.accumulate,
                 });
             }
-            products(&mut self.pool, table, precision, &acts, input.rows, &wanted);
+            products(&mut self.pool, table, rounding, &acts, input.rows, &wanted);
         }
     }
 
@@ -261,8 +262,8 @@ impl Backend for CpuBackend {
         if rows == 0 {
             return;
         }
-        let (table, precision) = (&self.table, self.precision_of(&input));
-        let wanted = [gate, up].map(|m| form_of(table, precision, m.format));
+        let (table, rounding) = (&self.table, self.rounding_of(input.fine));
+        let wanted = [gate, up].map(|m| form_of(table, rounding, m.format));
         let source = source_of(&input, gate.cols);
         let mut forms = self.workspace.forms();
         let acts = prepare(
@@ -276,7 +277,7 @@ impl Backend for CpuBackend {
             gate,
             up,
             acts: &acts,
-            precision,
+            rounding,
             index: None,
             rows,
         };
@@ -423,8 +424,9 @@ impl Backend for CpuBackend {
             experts,
             out: out.0.as_mut_slice(),
         };
+        let rounding = self.rounding_of(false);
         let (pool, workspace) = (&mut self.pool, &mut self.workspace);
-        ops::moe::moe(pool, &self.table, self.precision, workspace, op);
+        ops::moe::moe(pool, &self.table, rounding, workspace, op);
     }
 
     fn gather_rows(&mut self, x: &CpuBuffer, cols: usize, rows: &[u32], out: &mut CpuBuffer) {

@@ -46,10 +46,13 @@ pub(crate) fn cache_bytes(layout: &KvLayout, num_blocks: usize) -> usize {
 
 impl CpuKvCache {
     pub(crate) fn new(layout: &KvLayout, num_blocks: usize) -> Result<CpuKvCache, BackendError> {
+        let mut bytes = Aligned::zeroed(cache_bytes(layout, num_blocks), "KV cache")?;
+        // A head's part of a block is a page or so: each would take a look-up of its own.
+        bytes.advise_huge();
         Ok(CpuKvCache {
             layout: *layout,
             num_blocks,
-            bytes: Aligned::zeroed(cache_bytes(layout, num_blocks), "KV cache")?,
+            bytes,
         })
     }
 

@@ -117,8 +117,9 @@ fn has_avx512() -> bool {
 pub enum Precision {
     /// f32 activations against decoded weights, whatever the format.
     Exact,
-    /// Activations rounded to int8 in blocks of 32 for block formats, to BF16 for BF16 weights
-    /// where the machine multiplies those; f32 for F32, F16 and FP8 weights.
+    /// Activations rounded to int8 in blocks of 32 for block formats (to two int8, where they are
+    /// to be rounded finely), to BF16 for BF16 weights where the machine multiplies those; f32 for
+    /// F32, F16 and FP8 weights.
     #[default]
     Fast,
 }

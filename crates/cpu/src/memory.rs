@@ -12,7 +12,7 @@ const ALIGN: usize = 64;
 /// Bytes from which memory is mapped from the system: in zero pages that take no room until they
 /// are written, where an aligned zeroed heap allocation writes them all.
 const MAPPED: usize = 1 << 20;
-/// Bytes from which weights ask for huge pages.
+/// Bytes from which memory asks for huge pages.
 #[cfg(target_os = "linux")]
 const HUGE: usize = 4 << 20;
 
@@ -76,7 +76,7 @@ impl<T: Plain> Aligned<T> {
         Layout::array::<T>(len).ok()?.align_to(ALIGN).ok()
     }
 
-    /// Asks for huge pages, for memory that is about to be written as a whole.
+    /// Asks for huge pages, for memory that is planned to be written as a whole.
     pub(crate) fn advise_huge(&mut self) {
         #[cfg(target_os = "linux")]
         if self.len * size_of::<T>() >= HUGE {

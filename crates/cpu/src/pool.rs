@@ -11,9 +11,11 @@
 //! worker:  see a new open epoch; joined += 1 unless closed meanwhile; take chunks; done += 1
 //! ```
 //!
-//! A worker that the machine is not running (more threads than cores, a busy neighbour) does not
-//! join, and is not waited for. Chunks are fixed by the caller and taken from a counter, so which
-//! thread computes a chunk is a matter of timing and what it computes is not.
+//! A worker that the machine is not running (a busy neighbour) does not join, and is not waited
+//! for. Of a team larger than the machine only as many as it has cores are ever woken: two that
+//! take turns on a core finish a region later than one that has it. Chunks are fixed by the caller
+//! and taken from a counter, so which thread computes a chunk is a matter of timing and what it
+//! computes is not.
 
 use std::cell::UnsafeCell;
 use std::sync::Arc;
@@ -22,8 +24,6 @@ use std::thread::{self, JoinHandle};
 
 /// Looks at the gate before a worker parks: a few hundred microseconds.
 const SPINS: u32 = 20_000;
-/// The same where there are more threads than cores, and a spinning one keeps another from work.
-const SPINS_IN_A_CROWD: u32 = 100;
 /// Looks at the count of finished workers before the caller gives its core away between looks.
 const SPINS_TO_FINISH: u32 = 2_000;
 const OPEN: u64 = 1 << 31;
@@ -45,7 +45,8 @@ struct State {
     task: UnsafeCell<Option<&'static Task<'static>>>,
     parked: Vec<Line<AtomicBool>>,
     shutdown: AtomicBool,
-    spins: u32,
+    /// Workers that take part: those that have a core beside the caller's.
+    active: usize,
 }
 
 // SAFETY: `task` is written only while the gate is closed and nobody is joined, and read only by
@@ -61,8 +62,13 @@ pub(crate) struct Pool {
 impl Pool {
     /// A team of `threads`, at least one.
     pub(crate) fn new(threads: usize) -> Pool {
+        let cores = thread::available_parallelism().map_or(usize::MAX, std::num::NonZero::get);
+        Pool::on_cores(threads, cores)
+    }
+
+    /// The same for a machine of `cores` cores, at least one.
+    fn on_cores(threads: usize, cores: usize) -> Pool {
         let workers = threads.max(1) - 1;
-        let crowd = thread::available_parallelism().is_ok_and(|cores| threads > cores.get());
         let state = Arc::new(State {
             gate: Line(AtomicU64::new(0)),
             next: Line(AtomicUsize::new(0)),
@@ -72,7 +78,7 @@ impl Pool {
             task: UnsafeCell::new(None),
             parked: (0..workers).map(|_| Line(AtomicBool::new(false))).collect(),
             shutdown: AtomicBool::new(false),
-            spins: if crowd { SPINS_IN_A_CROWD } else { SPINS },
+            active: workers.min(cores - 1),
         });
         let workers = (0..workers)
             .map_while(|index| {
@@ -93,7 +99,7 @@ impl Pool {
 
     /// Runs `task(chunk, thread)` for every chunk below `chunks`, and returns when all are done.
     pub(crate) fn run(&mut self, chunks: usize, task: &Task<'_>) {
-        if self.workers.is_empty() || chunks <= 1 {
+        if self.state.active == 0 || chunks <= 1 {
             (0..chunks).for_each(|chunk| task(chunk, 0));
             return;
         }
@@ -109,7 +115,7 @@ impl Pool {
         state.done.0.store(0, Ordering::Relaxed);
         let epoch = (state.gate.0.load(Ordering::Relaxed) >> 32).wrapping_add(1);
         state.gate.0.store(epoch << 32 | OPEN, Ordering::SeqCst);
-        for (parked, worker) in state.parked.iter().zip(&self.workers) {
+        for (parked, worker) in state.parked.iter().zip(&self.workers).take(state.active) {
             if parked.0.load(Ordering::SeqCst) {
                 worker.thread().unpark();
             }
@@ -183,13 +189,14 @@ impl State {
         }
     }
 
-    /// The gate's epoch once it differs from `seen`; `None` at shutdown.
+    /// The gate's epoch once it differs from `seen`; `None` at shutdown. Workers that do not take
+    /// part only ever see the shutdown.
     fn wait_for_epoch_after(&self, seen: u64, index: usize) -> Option<u64> {
         let parked = &self.parked[index].0;
         let mut looks = 0;
         loop {
             let epoch = self.gate.0.load(Ordering::SeqCst) >> 32;
-            if epoch != seen {
+            if epoch != seen && index < self.active {
                 parked.store(false, Ordering::Relaxed);
                 return Some(epoch);
             }
@@ -197,7 +204,7 @@ impl State {
                 return None;
             }
             looks += 1;
-            if looks < self.spins {
+            if index < self.active && looks < SPINS {
                 std::hint::spin_loop();
             } else if parked.swap(true, Ordering::SeqCst) {
                 // Said so, and looked again since: sleep until the caller says otherwise.
@@ -231,13 +238,14 @@ mod tests {
 
     #[test]
     fn every_chunk_runs_once_whatever_the_team() {
-        for threads in [1, 2, 3, 17] {
-            let mut pool = Pool::new(threads);
+        for (threads, cores) in [(1, 64), (2, 64), (3, 64), (17, 64), (3, 2), (4, 1)] {
+            let mut pool = Pool::on_cores(threads, cores);
+            assert_eq!(pool.threads(), threads);
             for chunks in [0, 1, 2, 5, 100] {
                 let counts: Vec<AtomicUsize> = (0..chunks).map(|_| AtomicUsize::new(0)).collect();
                 for _ in 0..50 {
                     pool.run(chunks, &|chunk, thread| {
-                        assert!(thread < threads);
+                        assert!(thread < threads.min(cores));
                         counts[chunk].fetch_add(1, Ordering::Relaxed);
                     });
                 }
@@ -248,7 +256,7 @@ mod tests {
 
     #[test]
     fn sleeping_workers_wake() {
-        let mut pool = Pool::new(3);
+        let mut pool = Pool::on_cores(3, 3);
         for _ in 0..3 {
             thread::sleep(std::time::Duration::from_millis(20));
             let sum = AtomicUsize::new(0);
@@ -261,7 +269,7 @@ mod tests {
 
     #[test]
     fn a_panic_reaches_the_caller_and_leaves_the_team_usable() {
-        let mut pool = Pool::new(2);
+        let mut pool = Pool::on_cores(2, 2);
         let run = std::panic::AssertUnwindSafe(|| pool.run(8, &|chunk, _| assert!(chunk != 3)));
         assert!(std::panic::catch_unwind(run).is_err());
         let sum = AtomicUsize::new(0);

@@ -12,7 +12,7 @@ use crate::memory::{Aligned, Plain};
 pub(crate) struct Workspace {
     /// Normed rows, f32.
     pub(crate) normed: Aligned<f32>,
-    /// Rows as int8 blocks.
+    /// Rows as blocks of integers.
     pub(crate) int8: Aligned<u8>,
     /// Rows as BF16.
     pub(crate) bf16: Aligned<u16>,
@@ -66,7 +66,12 @@ impl Lengths {
         };
         Lengths {
             normed: shape.max_rows * shape.max_cols.max(shape.hidden_size),
-            int8: if fast { rows_of(&act_row_bytes) } else { 0 },
+            int8: if fast {
+                let fine = shape.max_fine_rows * act_row_bytes::<2>(shape.hidden_size);
+                rows_of(&act_row_bytes::<1>).max(fine)
+            } else {
+                0
+            },
             bf16: if fast && forms.bf16_dot {
                 rows_of(&|cols| cols.next_multiple_of(2))
             } else {

@@ -36,7 +36,7 @@ fn linear(
         x,
         rows,
         norm: None,
-        exact: false,
+        fine: false,
     };
     b.linear(input, &mut [projection]);
     values(b, &out, rows * n)
@@ -166,7 +166,7 @@ fn experts_add_up_in_the_order_of_choice_and_rows_do_not_touch_each_other() {
                             x: &one,
                             rows: 1,
                             norm: None,
-                            exact: false,
+                            fine: false,
                         };
                         b.gate_up_silu(input, &e.gate, &e.up, &mut act);
                         let down = linear(&mut b, &act, 1, &e.down, hidden);

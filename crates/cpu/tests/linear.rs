@@ -5,8 +5,8 @@
 mod common;
 
 use common::{
-    Random, WEIGHTS, assert_bits, assert_close, backend, buffer, decoded, levels, product, rounded,
-    values, weight_bytes,
+    Random, TREATMENTS, WEIGHTS, assert_bits, assert_close, backend, buffer, decoded, levels,
+    product, rounded, values, weight_bytes,
 };
 use scrimp_backend::{Backend, Input, Norm, Projection};
 use scrimp_cpu::{CpuBackend, CpuBuffer, CpuMatrix, Precision};
@@ -14,6 +14,18 @@ use scrimp_tensor::{DType, MatrixView};
 
 /// One projection of `rows` rows.
 fn linear(b: &mut CpuBackend, x: &CpuBuffer, rows: usize, w: &CpuMatrix, n: usize) -> Vec<f32> {
+    project(b, x, rows, w, n, false)
+}
+
+/// The same, coarsely or finely rounded.
+fn project(
+    b: &mut CpuBackend,
+    x: &CpuBuffer,
+    rows: usize,
+    w: &CpuMatrix,
+    n: usize,
+    fine: bool,
+) -> Vec<f32> {
     let mut out = b.alloc(rows * n).unwrap();
     let projection = Projection {
         weight: w,
@@ -25,7 +37,7 @@ fn linear(b: &mut CpuBackend, x: &CpuBuffer, rows: usize, w: &CpuMatrix, n: usiz
         x,
         rows,
         norm: None,
-        exact: false,
+        fine,
     };
     b.linear(input, &mut [projection]);
     values(b, &out, rows * n)
@@ -51,18 +63,19 @@ fn products_are_right_and_rows_do_not_touch_each_other() {
             for rows in [1, 2, 7, 70] {
                 let x = random.values(rows * cols);
                 for level in levels() {
-                    for precision in [Precision::Exact, Precision::Fast] {
-                        let what =
-                            format!("{dtype} {n}x{cols}, {rows} rows, {level} {precision:?}");
+                    for (precision, fine) in TREATMENTS {
+                        let what = format!(
+                            "{dtype} {n}x{cols}, {rows} rows, {level} {precision:?} fine {fine}"
+                        );
                         let mut b = backend(level, precision, 2);
                         let w = b.load_matrix(&view).unwrap();
                         let input = buffer(&mut b, &x);
-                        let got = linear(&mut b, &input, rows, &w, n);
-                        let seen = rounded(&x, cols, dtype, level, precision);
+                        let got = project(&mut b, &input, rows, &w, n, fine);
+                        let seen = rounded(&x, cols, dtype, level, (precision, fine));
                         assert_close(&got, &product(&seen, &weights, cols), &what);
                         for r in [0, rows / 2, rows - 1] {
                             let one = buffer(&mut b, &x[r * cols..(r + 1) * cols]);
-                            let alone = linear(&mut b, &one, 1, &w, n);
+                            let alone = project(&mut b, &one, 1, &w, n, fine);
                             assert_bits(&alone, &got[r * n..(r + 1) * n], &what);
                         }
                     }
@@ -200,7 +213,7 @@ fn projections_share_a_norm_and_take_biases_and_residuals() {
                 x: &input,
                 rows,
                 norm: Some(norm),
-                exact: false,
+                fine: false,
             };
             b.linear(input, &mut both);
             let (out, plain) = (
@@ -239,7 +252,7 @@ fn gates_are_silu_times_up() {
                     x: &x,
                     rows,
                     norm: None,
-                    exact: false,
+                    fine: false,
                 };
                 b.gate_up_silu(input, &g, &u, &mut out);
                 let got = values(&mut b, &out, rows * n);

@@ -5,8 +5,8 @@
 mod common;
 
 use common::{
-    Random, WEIGHTS, assert_bits, assert_close, backend, buffer, decoded, levels, product, rounded,
-    values, weight_bytes,
+    Random, TREATMENTS, WEIGHTS, assert_bits, assert_close, backend, buffer, decoded, levels,
+    product, rounded, values, weight_bytes,
 };
 use proptest::prelude::*;
 use scrimp_backend::{AttentionBatch, Backend, Input, Projection};
@@ -14,7 +14,14 @@ use scrimp_cpu::{CpuBackend, CpuMatrix, Precision};
 use scrimp_model::KvLayout;
 use scrimp_tensor::{DType, MatrixView};
 
-fn linear(b: &mut CpuBackend, x: &[f32], cols: usize, weight: &CpuMatrix, n: usize) -> Vec<f32> {
+fn linear(
+    b: &mut CpuBackend,
+    x: &[f32],
+    cols: usize,
+    weight: &CpuMatrix,
+    n: usize,
+    fine: bool,
+) -> Vec<f32> {
     let rows = x.len() / cols;
     let (x, mut out) = (buffer(b, x), b.alloc(rows * n).unwrap());
     let projection = Projection {
@@ -27,7 +34,7 @@ fn linear(b: &mut CpuBackend, x: &[f32], cols: usize, weight: &CpuMatrix, n: usi
         x: &x,
         rows,
         norm: None,
-        exact: false,
+        fine,
     };
     b.linear(input, &mut [projection]);
     values(b, &out, rows * n)
@@ -46,7 +53,7 @@ proptest! {
         rows in 1usize..71,
         cut in 0usize..71,
         threads in 1usize..5,
-        exact in any::<bool>(),
+        treatment in 0..TREATMENTS.len(),
     ) {
         let mut random = Random::new(seed);
         let dtype = WEIGHTS[format];
@@ -59,17 +66,17 @@ proptest! {
         let view = MatrixView::from_blocks(dtype, n, cols, &bytes).unwrap();
         let weights = decoded(&view);
         let x = random.values(rows * cols);
-        let precision = if exact { Precision::Exact } else { Precision::Fast };
+        let (precision, fine) = TREATMENTS[treatment];
         for level in levels() {
-            let what = format!("{dtype} {n}x{cols}, {rows} rows, {level} {precision:?}");
+            let what = format!("{dtype} {n}x{cols}, {rows} rows, {level} {precision:?} fine {fine}");
             let mut b = backend(level, precision, threads);
             let w = b.load_matrix(&view).unwrap();
-            let whole = linear(&mut b, &x, cols, &w, n);
-            let seen = rounded(&x, cols, dtype, level, precision);
+            let whole = linear(&mut b, &x, cols, &w, n, fine);
+            let seen = rounded(&x, cols, dtype, level, (precision, fine));
             assert_close(&whole, &product(&seen, &weights, cols), &what);
             let cut = cut.min(rows);
-            let mut parts = linear(&mut b, &x[..cut * cols], cols, &w, n);
-            parts.extend(linear(&mut b, &x[cut * cols..], cols, &w, n));
+            let mut parts = linear(&mut b, &x[..cut * cols], cols, &w, n, fine);
+            parts.extend(linear(&mut b, &x[cut * cols..], cols, &w, n, fine));
             assert_bits(&parts, &whole, &what);
         }
     }

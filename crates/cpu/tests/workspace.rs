@@ -45,6 +45,7 @@ fn a_step_within_the_reserved_shape_allocates_nothing() {
         let mut b = backend(CpuLevel::detect(), precision, 2);
         let shape = WorkspaceShape {
             max_rows: rows,
+            max_fine_rows: rows,
             max_cols: width,
             num_heads: heads,
             key_dim: 64,
@@ -116,7 +117,20 @@ fn a_step_within_the_reserved_shape_allocates_nothing() {
                 x: &x,
                 rows: n as usize,
                 norm: Some(norm),
-                exact: false,
+                fine: false,
+            };
+            let projection = Projection {
+                weight: &q8,
+                bias: None,
+                out: &mut c,
+                accumulate: false,
+            };
+            b.linear(input, &mut [projection]);
+            let input = Input {
+                x: &x,
+                rows: n as usize,
+                norm: Some(norm),
+                fine: true,
             };
             let projection = Projection {
                 weight: &q8,
@@ -140,14 +154,14 @@ fn a_step_within_the_reserved_shape_allocates_nothing() {
                 x: &x,
                 rows: n as usize,
                 norm: Some(norm),
-                exact: false,
+                fine: false,
             };
             b.gate_up_silu(input, &gate, &up, &mut a);
             let input = Input {
                 x: &a,
                 rows: n as usize,
                 norm: None,
-                exact: false,
+                fine: false,
             };
             let projection = Projection {
                 weight: &down,

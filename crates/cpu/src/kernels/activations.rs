@@ -1,21 +1,26 @@
-//! Activations on their way into a product: normed, then as f32, int8 blocks or BF16.
+//! Activations on their way into a product: normed, then as f32, blocks of integers or BF16.
 
 use crate::kernels::{load_up_to, store_up_to};
 use crate::simd::{Kernel, LANES, Simd};
 
-/// 32 activations as int8, with what products need beside them.
+/// 32 activations as integers, with what products need beside them.
+///
+/// An integer is one int8 code, or two: `256 · high + low`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub(crate) struct ActBlock {
-    /// Eight groups of four codes, each in ±127.
-    pub(crate) codes: [i32; 8],
-    /// Value of one step.
+pub(crate) struct ActBlock<const TERMS: usize> {
+    /// Eight groups of four codes, each in ±127; the high term first.
+    pub(crate) codes: [[i32; 8]; TERMS],
+    /// Value of one step of the integers.
     pub(crate) d: f32,
-    /// `-Σ codes`.
+    /// `-Σ` of the integers.
     pub(crate) negated_sum: i32,
     /// The same over each half.
     pub(crate) negated_sums: [i32; 2],
 }
+
+/// Bits that a low term adds to a high one.
+pub(crate) const TERM_LOG2: u32 = 8;
 
 /// Rows to convert.
 #[derive(Clone, Copy)]
@@ -111,9 +116,9 @@ impl Kernel for ToFloat {
 }
 
 /// Rows to [`ActBlock`]s; `cols` is a multiple of 32.
-pub(crate) struct ToInt8;
+pub(crate) struct ToInts<const TERMS: usize>;
 
-impl Kernel for ToInt8 {
+impl<const TERMS: usize> Kernel for ToInts<TERMS> {
     type Args = Rows;
 
     #[inline(always)]
@@ -124,7 +129,7 @@ impl Kernel for ToInt8 {
                 for block in 0..rows.cols / 32 {
                     let a = normed(s, rows, x, inverse, block * 32);
                     let b = normed(s, rows, x, inverse, block * 32 + LANES);
-                    quantize(s, a, b, out.cast::<ActBlock>().add(block));
+                    quantize(s, a, b, out.cast::<ActBlock<TERMS>>().add(block));
                 }
             });
         }
@@ -134,23 +139,35 @@ impl Kernel for ToInt8 {
 /// # Safety
 /// `out` is writable.
 #[inline(always)]
-unsafe fn quantize<S: Simd>(s: S, a: S::F, b: S::F, out: *mut ActBlock) {
+unsafe fn quantize<S: Simd, const TERMS: usize>(s: S, a: S::F, b: S::F, out: *mut ActBlock<TERMS>) {
     let zero = s.splat(0.0);
     let (low, high) = (s.min(a, b), s.max(a, b));
     let amax = s.max_lane(s.max(high, s.sub(zero, low)));
     let d = amax / 127.0;
     // A step too small to divide by stands for a block of zeros.
-    let inverse = if d >= f32::MIN_POSITIVE { 1.0 / d } else { 0.0 };
-    let qa = s.to_int(s.mul(a, s.splat(inverse)));
-    let qb = s.to_int(s.mul(b, s.splat(inverse)));
-    // Sums of small integers are exact in f32.
-    let sums = [s.sum(s.to_float(qa)) as i32, s.sum(s.to_float(qb)) as i32];
-    // SAFETY: by contract; the codes are 32 bytes.
+    let usable = d >= f32::MIN_POSITIVE;
+    let inverse = s.splat(if usable { 1.0 / d } else { 0.0 });
+    // What is left to say of each half, in steps of the term to come.
+    let mut left = [s.mul(a, inverse), s.mul(b, inverse)];
+    let mut sums = [0i32; 2];
+    let finer = s.splat((1 << TERM_LOG2) as f32);
+    for term in 0..TERMS {
+        for (half, left) in left.iter_mut().enumerate() {
+            let bounded = s.max(s.min(*left, s.splat(127.0)), s.splat(-127.0));
+            let code = s.to_int(bounded);
+            *left = s.mul(s.sub(*left, s.to_float(code)), finer);
+            // Sums of small integers are exact in f32.
+            sums[half] = (sums[half] << TERM_LOG2) + s.sum(s.to_float(code)) as i32;
+            // SAFETY: by contract; the codes of a term are 32 bytes.
+            unsafe {
+                let codes = (&raw mut (*out).codes[term]).cast::<i8>();
+                s.store_low_bytes(codes.add(half * LANES), code);
+            }
+        }
+    }
+    // SAFETY: by contract.
     unsafe {
-        let codes = (&raw mut (*out).codes).cast::<i8>();
-        s.store_low_bytes(codes, qa);
-        s.store_low_bytes(codes.add(LANES), qb);
-        (*out).d = d;
+        (*out).d = d / (1 << (TERM_LOG2 * (TERMS as u32 - 1))) as f32;
         (*out).negated_sum = -(sums[0] + sums[1]);
         (*out).negated_sums = [-sums[0], -sums[1]];
     }

@@ -266,6 +266,7 @@ unsafe fn segment<S: Simd, E: Element>(
         let count = (to - start).min(CHUNK);
         // SAFETY: positions below `to` are in the cache, and so in the block table.
         unsafe {
+            ahead::<S, E>(s, a, start + CHUNK, to);
             let tokens = locate::<E>(a, start, count);
             if E::IS_F32 || n <= 4 {
                 tiles::<S, E>(s, a, start, count, &tokens, q, states);
@@ -275,6 +276,41 @@ unsafe fn segment<S: Simd, E: Element>(
             }
         }
         start += CHUNK;
+    }
+}
+
+/// Bytes of a chunk's keys up to which the next chunk is asked into the first cache.
+const NEAR: usize = 8 << 10;
+
+/// Asks for a chunk to come while the one before is at work: blocks lie far apart, and no
+/// machine guesses where the next one is.
+///
+/// # Safety
+/// Positions below `to` are in the block table.
+#[inline(always)]
+unsafe fn ahead<S: Simd, E: Element>(s: S, a: &Attention, start: usize, to: usize) {
+    let kv = &a.kv;
+    let inside = std::ptr::eq(kv.keys, kv.values);
+    let near = CHUNK * kv.key_stride * size_of::<E>() <= NEAR;
+    let (mut t, end) = (start, (start + CHUNK).min(to));
+    while t < end {
+        let (entry, within) = (t / kv.block_size, t % kv.block_size);
+        let count = (kv.block_size - within).min(end - t);
+        // SAFETY: by contract.
+        let block = unsafe { *a.blocks.add(entry) } as usize * kv.block_stride;
+        let both = [(kv.keys, kv.key_stride), (kv.values, kv.value_stride)];
+        for &(first, stride) in &both[..if inside { 1 } else { 2 }] {
+            let from = first.cast::<E>().wrapping_add(block + within * stride);
+            for line in (0..count * stride * size_of::<E>()).step_by(64) {
+                let line = from.cast::<u8>().wrapping_add(line);
+                if near {
+                    s.prefetch(line);
+                } else {
+                    s.prefetch_far(line);
+                }
+            }
+        }
+        t += count;
     }
 }
 

@@ -1,4 +1,4 @@
-//! Block formats against int8 activations: integer dot products, one scale step per block.
+//! Block formats against integer activations: integer dot products, one scale step per block.
 //!
 //! ```text
 //! for each block of 32 columns
@@ -7,42 +7,97 @@
 //!   sum[row][panel] += f32(dot) · (scale · d)           d: the activations' scale
 //!   sum[row][panel] += min · (d · Σ a)                  where the format has minima
 //! ```
+//!
+//! Activations of two terms, `a = 256 · high + low`, take two dot products with the same codes:
+//! twice the arithmetic on weights that are read once, and still exact in i32 (32 products of a
+//! byte and sixteen bits stay below 2²⁹).
 
 use std::marker::PhantomData;
 
 use crate::formats::{QuantFormat, each_group};
-use crate::kernels::activations::ActBlock;
+use crate::kernels::activations::{ActBlock, TERM_LOG2};
 use crate::kernels::gemm::Gemm;
 use crate::simd::{Kernel, LANES, Simd};
 
-/// The product for one block format.
-pub(crate) struct GemmInt<Q>(PhantomData<Q>);
+/// The product for one block format and activations of so many terms.
+pub(crate) struct GemmInt<Q, const TERMS: usize>(PhantomData<Q>);
 
-impl<Q: QuantFormat> Kernel for GemmInt<Q> {
+/// Tiles of a level. They are chosen by constants, so that the others are not even compiled.
+struct Tiles<S, const TERMS: usize>(PhantomData<S>);
+
+impl<S: Simd, const TERMS: usize> Tiles<S, TERMS> {
+    /// Whether many rows take two panels at a time.
+    const PAIRS: bool = S::MANY_REGISTERS && TERMS == 1;
+}
+
+/// Rows that one tile holds beside a single panel.
+const FEW_ROWS: usize = 8;
+
+impl<Q: QuantFormat, const TERMS: usize> Kernel for GemmInt<Q, TERMS> {
     type Args = Gemm;
 
     #[inline(always)]
     unsafe fn run<S: Simd>(s: S, g: &Gemm) {
-        let panels = g.panels();
-        let mut p = panels.start;
-        while p < panels.end {
-            // A lone row reads the weights as one stream, which memory is best at.
-            let two = S::MANY_REGISTERS && g.rows > 1 && p + 2 <= panels.end;
-            let mut row = 0;
-            while row < g.rows {
-                let left = g.rows - row;
-                // SAFETY: rows `row ..` and panels `p ..` are part of the product.
-                row += unsafe {
-                    match (two, left) {
-                        (true, 6..) => tile::<S, Q, 6, 2>(s, g, p, row),
-                        (true, 2..) => tile::<S, Q, 2, 2>(s, g, p, row),
-                        (true, _) => tile::<S, Q, 1, 2>(s, g, p, row),
-                        (false, 2..) => tile::<S, Q, 2, 1>(s, g, p, row),
-                        (false, _) => tile::<S, Q, 1, 1>(s, g, p, row),
-                    }
+        let mut panels = g.panels();
+        // A few rows read the weights once, as one stream, which memory is best at; many are
+        // bound by arithmetic, of which two panels at a time take less.
+        if Tiles::<S, TERMS>::PAIRS {
+            while g.rows > FEW_ROWS && panels.len() >= 2 {
+                // SAFETY: the panels are part of the product.
+                unsafe { pair::<S, Q, TERMS>(s, g, panels.start) }
+                panels.start += 2;
+            }
+        }
+        for p in panels {
+            // SAFETY: as above.
+            unsafe { single::<S, Q, TERMS>(s, g, p) }
+        }
+    }
+}
+
+/// All rows against panels `p` and `p + 1`.
+///
+/// # Safety
+/// They are part of the product.
+#[inline(always)]
+unsafe fn pair<S: Simd, Q: QuantFormat, const TERMS: usize>(s: S, g: &Gemm, p: usize) {
+    let mut row = 0;
+    while row < g.rows {
+        // SAFETY: rows `row ..` are part of the product.
+        row += unsafe {
+            match g.rows - row {
+                6.. => tile::<S, Q, TERMS, 6, 2>(s, g, p, row),
+                2.. => tile::<S, Q, TERMS, 2, 2>(s, g, p, row),
+                _ => tile::<S, Q, TERMS, 1, 2>(s, g, p, row),
+            }
+        };
+    }
+}
+
+/// All rows against panel `p`.
+///
+/// # Safety
+/// It is part of the product.
+#[inline(always)]
+unsafe fn single<S: Simd, Q: QuantFormat, const TERMS: usize>(s: S, g: &Gemm, p: usize) {
+    let mut row = 0;
+    while row < g.rows {
+        let left = g.rows - row;
+        // SAFETY: rows `row ..` are part of the product.
+        unsafe {
+            if S::MANY_REGISTERS {
+                row += match left {
+                    FEW_ROWS.. => tile::<S, Q, TERMS, FEW_ROWS, 1>(s, g, p, row),
+                    4.. => tile::<S, Q, TERMS, 4, 1>(s, g, p, row),
+                    2.. => tile::<S, Q, TERMS, 2, 1>(s, g, p, row),
+                    _ => tile::<S, Q, TERMS, 1, 1>(s, g, p, row),
+                };
+            } else {
+                row += match left {
+                    2.. => tile::<S, Q, TERMS, 2, 1>(s, g, p, row),
+                    _ => tile::<S, Q, TERMS, 1, 1>(s, g, p, row),
                 };
             }
-            p += if two { 2 } else { 1 };
         }
     }
 }
@@ -52,13 +107,19 @@ impl<Q: QuantFormat> Kernel for GemmInt<Q> {
 /// # Safety
 /// They are part of the product.
 #[inline(always)]
-unsafe fn tile<S: Simd, Q: QuantFormat, const ROWS: usize, const PANELS: usize>(
+unsafe fn tile<
+    S: Simd,
+    Q: QuantFormat,
+    const TERMS: usize,
+    const ROWS: usize,
+    const PANELS: usize,
+>(
     s: S,
     g: &Gemm,
     p: usize,
     row: usize,
 ) -> usize {
-    let mut acts = [std::ptr::null::<ActBlock>(); ROWS];
+    let mut acts = [std::ptr::null::<ActBlock<TERMS>>(); ROWS];
     let mut units = [std::ptr::null::<u8>(); PANELS];
     // SAFETY: rows and panels of the product.
     unsafe {
@@ -72,16 +133,18 @@ unsafe fn tile<S: Simd, Q: QuantFormat, const ROWS: usize, const PANELS: usize>(
     let mut sums = [[s.splat(0.0); PANELS]; ROWS];
     for _ in 0..g.cols() / (32 * Q::BLOCKS) {
         for block in 0..Q::BLOCKS {
-            if PANELS == 1 && ROWS == 1 {
-                ahead::<S, Q>(s, units[0], block);
-            } else if row == 0 {
-                for unit in units {
-                    far_ahead::<S, Q>(s, unit.wrapping_add(PANELS * g.weight.stride), block);
+            if row == 0 {
+                if PANELS == 1 && g.rows <= FEW_ROWS {
+                    ahead::<S, Q>(s, units[0], block);
+                } else {
+                    for unit in units {
+                        far_ahead::<S, Q>(s, unit.wrapping_add(PANELS * g.weight.stride), block);
+                    }
                 }
             }
             // SAFETY: units and activation blocks follow one another to the end of the columns.
             unsafe {
-                block_step::<S, Q, ROWS, PANELS>(s, &units, &acts, block, &mut sums);
+                block_step::<S, Q, TERMS, ROWS, PANELS>(s, &units, &acts, block, &mut sums);
                 for act in &mut acts {
                     *act = act.add(1);
                 }
@@ -129,37 +192,39 @@ fn far_ahead<S: Simd, Q: QuantFormat>(s: S, unit: *const u8, block: usize) {
 /// # Safety
 /// The pointers are to a whole unit and a whole activation block each; `block < Q::BLOCKS`.
 #[inline(always)]
-unsafe fn block_step<S: Simd, Q: QuantFormat, const ROWS: usize, const PANELS: usize>(
+unsafe fn block_step<
+    S: Simd,
+    Q: QuantFormat,
+    const TERMS: usize,
+    const ROWS: usize,
+    const PANELS: usize,
+>(
     s: S,
     units: &[*const u8; PANELS],
-    acts: &[*const ActBlock; ROWS],
+    acts: &[*const ActBlock<TERMS>; ROWS],
     block: usize,
     sums: &mut [[S::F; PANELS]; ROWS],
 ) {
-    let mut dots = [[s.splat_int(0); PANELS]; ROWS];
-    for (dots, &act) in dots.iter_mut().zip(acts) {
-        // SAFETY: by contract.
-        *dots = [unsafe { start::<S, Q>(s, act, 0) }; PANELS];
-    }
+    let mut dots = [[[s.splat_int(0); PANELS]; ROWS]; TERMS];
+    // SAFETY: by contract.
+    unsafe { start::<S, Q, TERMS, ROWS, PANELS>(s, acts, 0, &mut dots) }
     // SAFETY: by contract.
     unsafe {
         if Q::SUBS == 1 {
             each_group!(0..8, |GROUP| {
-                group_step::<S, Q, GROUP, ROWS, PANELS>(s, units, acts, block, &mut dots);
+                group_step::<S, Q, GROUP, TERMS, ROWS, PANELS>(s, units, acts, block, &mut dots);
             });
-            scale_step::<S, Q, ROWS, PANELS>(s, units, acts, block, 0, &dots, sums);
+            scale_step::<S, Q, TERMS, ROWS, PANELS>(s, units, acts, block, 0, &dots, sums);
         } else {
             each_group!(0..4, |GROUP| {
-                group_step::<S, Q, GROUP, ROWS, PANELS>(s, units, acts, block, &mut dots);
+                group_step::<S, Q, GROUP, TERMS, ROWS, PANELS>(s, units, acts, block, &mut dots);
             });
-            scale_step::<S, Q, ROWS, PANELS>(s, units, acts, block, 0, &dots, sums);
-            for (dots, &act) in dots.iter_mut().zip(acts) {
-                *dots = [start::<S, Q>(s, act, 1); PANELS];
-            }
+            scale_step::<S, Q, TERMS, ROWS, PANELS>(s, units, acts, block, 0, &dots, sums);
+            start::<S, Q, TERMS, ROWS, PANELS>(s, acts, 1, &mut dots);
             each_group!(4..8, |GROUP| {
-                group_step::<S, Q, GROUP, ROWS, PANELS>(s, units, acts, block, &mut dots);
+                group_step::<S, Q, GROUP, TERMS, ROWS, PANELS>(s, units, acts, block, &mut dots);
             });
-            scale_step::<S, Q, ROWS, PANELS>(s, units, acts, block, 1, &dots, sums);
+            scale_step::<S, Q, TERMS, ROWS, PANELS>(s, units, acts, block, 1, &dots, sums);
         }
     }
 }
@@ -169,7 +234,10 @@ unsafe fn block_step<S: Simd, Q: QuantFormat, const ROWS: usize, const PANELS: u
 /// # Safety
 /// `act` is readable.
 #[inline(always)]
-unsafe fn negated_sum<Q: QuantFormat>(act: *const ActBlock, sub: usize) -> i32 {
+unsafe fn negated_sum<Q: QuantFormat, const TERMS: usize>(
+    act: *const ActBlock<TERMS>,
+    sub: usize,
+) -> i32 {
     // SAFETY: by contract.
     unsafe {
         if Q::SUBS == 1 {
@@ -180,21 +248,35 @@ unsafe fn negated_sum<Q: QuantFormat>(act: *const ActBlock, sub: usize) -> i32 {
     }
 }
 
-/// What a dot product begins with: the codes' offset taken off beforehand.
+/// What dot products begin with: in the last term the codes' offset, taken off beforehand.
 ///
 /// # Safety
-/// `act` is readable.
+/// The activation blocks are readable.
 #[inline(always)]
-unsafe fn start<S: Simd, Q: QuantFormat>(s: S, act: *const ActBlock, sub: usize) -> S::I {
+unsafe fn start<
+    S: Simd,
+    Q: QuantFormat,
+    const TERMS: usize,
+    const ROWS: usize,
+    const PANELS: usize,
+>(
+    s: S,
+    acts: &[*const ActBlock<TERMS>; ROWS],
+    sub: usize,
+    dots: &mut [[[S::I; PANELS]; ROWS]; TERMS],
+) {
+    *dots = [[[s.splat_int(0); PANELS]; ROWS]; TERMS];
     let log2 = if Q::WIDE {
         S::WIDE_BIAS_LOG2
     } else {
         Q::OFFSET_LOG2
     };
-    match log2 {
-        // SAFETY: by contract.
-        Some(log2) => s.shl(s.splat_int(unsafe { negated_sum::<Q>(act, sub) }), log2),
-        None => s.splat_int(0),
+    if let Some(log2) = log2 {
+        for (dots, &act) in dots[TERMS - 1].iter_mut().zip(acts) {
+            // SAFETY: by contract.
+            let negated = unsafe { negated_sum::<Q, TERMS>(act, sub) };
+            *dots = [s.shl(s.splat_int(negated), log2); PANELS];
+        }
     }
 }
 
@@ -207,29 +289,32 @@ unsafe fn group_step<
     S: Simd,
     Q: QuantFormat,
     const GROUP: usize,
+    const TERMS: usize,
     const ROWS: usize,
     const PANELS: usize,
 >(
     s: S,
     units: &[*const u8; PANELS],
-    acts: &[*const ActBlock; ROWS],
+    acts: &[*const ActBlock<TERMS>; ROWS],
     block: usize,
-    dots: &mut [[S::I; PANELS]; ROWS],
+    dots: &mut [[[S::I; PANELS]; ROWS]; TERMS],
 ) {
     let mut codes = [s.splat_int(0); PANELS];
     for (codes, &unit) in codes.iter_mut().zip(units) {
         // SAFETY: by contract.
         *codes = unsafe { Q::codes::<S, GROUP>(s, unit, block) };
     }
-    for (dots, &act) in dots.iter_mut().zip(acts) {
-        // SAFETY: by contract; GROUP < 8.
-        let a = s.splat_int(unsafe { (*act).codes[GROUP] });
-        for (dot, &codes) in dots.iter_mut().zip(&codes) {
-            *dot = if Q::WIDE {
-                s.dot_wide(*dot, codes, a)
-            } else {
-                s.dot_narrow(*dot, codes, a)
-            };
+    for (term, dots) in dots.iter_mut().enumerate() {
+        for (dots, &act) in dots.iter_mut().zip(acts) {
+            // SAFETY: by contract; GROUP < 8.
+            let a = s.splat_int(unsafe { (*act).codes[term][GROUP] });
+            for (dot, &codes) in dots.iter_mut().zip(&codes) {
+                *dot = if Q::WIDE {
+                    s.dot_wide(*dot, codes, a)
+                } else {
+                    s.dot_narrow(*dot, codes, a)
+                };
+            }
         }
     }
 }
@@ -239,13 +324,19 @@ unsafe fn group_step<
 /// # Safety
 /// As for [`block_step`].
 #[inline(always)]
-unsafe fn scale_step<S: Simd, Q: QuantFormat, const ROWS: usize, const PANELS: usize>(
+unsafe fn scale_step<
+    S: Simd,
+    Q: QuantFormat,
+    const TERMS: usize,
+    const ROWS: usize,
+    const PANELS: usize,
+>(
     s: S,
     units: &[*const u8; PANELS],
-    acts: &[*const ActBlock; ROWS],
+    acts: &[*const ActBlock<TERMS>; ROWS],
     block: usize,
     sub: usize,
-    dots: &[[S::I; PANELS]; ROWS],
+    dots: &[[[S::I; PANELS]; ROWS]; TERMS],
     sums: &mut [[S::F; PANELS]; ROWS],
 ) {
     let mut scales = [s.splat(0.0); PANELS];
@@ -261,10 +352,14 @@ unsafe fn scale_step<S: Simd, Q: QuantFormat, const ROWS: usize, const PANELS: u
     }
     for r in 0..ROWS {
         // SAFETY: by contract.
-        let (d, negated) = unsafe { ((*acts[r]).d, negated_sum::<Q>(acts[r], sub)) };
+        let (d, negated) = unsafe { ((*acts[r]).d, negated_sum::<Q, TERMS>(acts[r], sub)) };
         for q in 0..PANELS {
             let scale = s.mul(scales[q], s.splat(d));
-            let mut sum = s.fma(s.to_float(dots[r][q]), scale, sums[r][q]);
+            let mut dot = dots[0][r][q];
+            for dots in &dots[1..] {
+                dot = s.add_int(s.shl(dot, TERM_LOG2), dots[r][q]);
+            }
+            let mut sum = s.fma(s.to_float(dot), scale, sums[r][q]);
             if Q::HAS_MIN {
                 sum = s.fma(mins[q], s.splat(-d * negated as f32), sum);
             }
@@ -274,6 +369,6 @@ unsafe fn scale_step<S: Simd, Q: QuantFormat, const ROWS: usize, const PANELS: u
 }
 
 /// Bytes of an activation row of `cols` columns.
-pub(crate) fn act_row_bytes(cols: usize) -> usize {
-    cols.div_ceil(2 * LANES) * size_of::<ActBlock>()
+pub(crate) fn act_row_bytes<const TERMS: usize>(cols: usize) -> usize {
+    cols.div_ceil(2 * LANES) * size_of::<ActBlock<TERMS>>()
 }

@@ -8,7 +8,7 @@ use crate::formats::Decode;
 use crate::formats::blocks32::{Iq4Nl, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use crate::formats::float::{Bf16, F8E4M3, F16, F32};
 use crate::formats::k_quants::{Q2K, Q3K, Q4K, Q5K, Q6K};
-use crate::kernels::activations::{Rows, ToBf16, ToFloat, ToInt8};
+use crate::kernels::activations::{Rows, ToBf16, ToFloat, ToInts};
 use crate::kernels::attention::{Attend, Attention, Merge, MergeArgs};
 use crate::kernels::element::Element;
 use crate::kernels::elementwise::{
@@ -36,8 +36,8 @@ use crate::simd::{KernelFn, Level};
 pub(crate) struct FormatKernels {
     /// f32 activations.
     pub(crate) gemm_float: KernelFn<Gemm>,
-    /// int8 activations; block formats alone have it.
-    pub(crate) gemm_int: Option<KernelFn<Gemm>>,
+    /// Integer activations of one term and of two; block formats alone have them.
+    pub(crate) gemm_int: Option<[KernelFn<Gemm>; 2]>,
     pub(crate) row: KernelFn<RowArgs>,
     pub(crate) transposed: KernelFn<TransposedArgs>,
 }
@@ -60,7 +60,8 @@ pub(crate) struct KernelTable {
     kv_bf16: KvKernels,
     pub(crate) merge: KernelFn<MergeArgs>,
     pub(crate) to_float: KernelFn<Rows>,
-    pub(crate) to_int8: KernelFn<Rows>,
+    /// Of one term and of two.
+    pub(crate) to_ints: [KernelFn<Rows>; 2],
     pub(crate) to_bf16: KernelFn<Rows>,
     pub(crate) norm_segments: KernelFn<NormSegmentsArgs>,
     pub(crate) rope: KernelFn<RopeArgs>,
@@ -80,7 +81,7 @@ fn float_format<L: Level, D: Decode>() -> FormatKernels {
 
 fn block_format<L: Level, Q: crate::formats::QuantFormat>() -> FormatKernels {
     FormatKernels {
-        gemm_int: Some(L::shell::<GemmInt<Q>>()),
+        gemm_int: Some([L::shell::<GemmInt<Q, 1>>(), L::shell::<GemmInt<Q, 2>>()]),
         ..float_format::<L, Q>()
     }
 }
@@ -119,7 +120,7 @@ impl KernelTable {
             kv_bf16: kv::<L, bf16>(),
             merge: L::shell::<Merge>(),
             to_float: L::shell::<ToFloat>(),
-            to_int8: L::shell::<ToInt8>(),
+            to_ints: [L::shell::<ToInts<1>>(), L::shell::<ToInts<2>>()],
             to_bf16: L::shell::<ToBf16>(),
             norm_segments: L::shell::<NormSegments>(),
             rope: L::shell::<Rope>(),

@@ -7,7 +7,6 @@ use crate::kernels::elementwise::SiluMulArgs;
 use crate::kernels::gemm::Gemm;
 use crate::kernels::gemm_int::act_row_bytes;
 use crate::kernels::table::KernelTable;
-use crate::level::Precision;
 use crate::matrix::{CpuMatrix, Format};
 use crate::memory::Shared;
 use crate::ops::{SMALL, parts, share};
@@ -20,19 +19,35 @@ use crate::workspace::{Workspace, at_least};
 pub(crate) enum Form {
     /// As they are.
     Float,
-    /// int8 blocks of 32.
+    /// Blocks of 32 int8.
     Int8,
+    /// Blocks of 32 pairs of int8.
+    TwoInt8,
     /// BF16.
     Bf16,
 }
 
+const FORMS: usize = 4;
+
+/// What may be done to activations on their way into a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rounding {
+    /// Nothing.
+    None,
+    /// Sixteen bits must stay.
+    Fine,
+    /// Eight bits will do.
+    Coarse,
+}
+
 /// The form that a format's weights are multiplied in.
-pub(crate) fn form_of(table: &KernelTable, precision: Precision, format: Format) -> Form {
-    match precision {
-        Precision::Exact => Form::Float,
-        Precision::Fast if format.is_block() => Form::Int8,
-        Precision::Fast if format == Format::Bf16 && table.gemm_bf16.is_some() => Form::Bf16,
-        Precision::Fast => Form::Float,
+pub(crate) fn form_of(table: &KernelTable, rounding: Rounding, format: Format) -> Form {
+    match rounding {
+        Rounding::None => Form::Float,
+        Rounding::Fine if format.is_block() => Form::TwoInt8,
+        Rounding::Coarse if format.is_block() => Form::Int8,
+        Rounding::Coarse if format == Format::Bf16 && table.gemm_bf16.is_some() => Form::Bf16,
+        Rounding::Fine | Rounding::Coarse => Form::Float,
     }
 }
 
@@ -41,7 +56,8 @@ fn gemm_of(table: &KernelTable, form: Form, format: Format) -> KernelFn<Gemm> {
     let kernels = table.format(format);
     match form {
         Form::Float => None,
-        Form::Int8 => kernels.gemm_int,
+        Form::Int8 => kernels.gemm_int.map(|terms| terms[0]),
+        Form::TwoInt8 => kernels.gemm_int.map(|terms| terms[1]),
         Form::Bf16 => table.gemm_bf16,
     }
     .unwrap_or(kernels.gemm_float)
@@ -80,7 +96,7 @@ impl<'a> Acts<'a> {
 /// Rows in every form that a set of products asks for.
 #[derive(Clone, Copy)]
 pub(crate) struct Prepared<'a> {
-    forms: [Option<Acts<'a>>; 3],
+    forms: [Option<Acts<'a>>; FORMS],
 }
 
 impl<'a> Prepared<'a> {
@@ -103,9 +119,9 @@ pub(crate) fn prepare<'a>(
         "{rows} rows of {cols} in {}",
         x.len()
     );
-    let mut needed = [false; 3];
+    let mut needed = [false; FORMS];
     wanted.for_each(|form| needed[form as usize] = true);
-    let mut forms = [None; 3];
+    let mut forms = [None; FORMS];
     if needed[Form::Float as usize] {
         forms[Form::Float as usize] = Some(if source.norm.is_none() {
             Acts::float(x, cols)
@@ -121,12 +137,21 @@ pub(crate) fn prepare<'a>(
             Acts::float(out, cols)
         });
     }
-    if needed[Form::Int8 as usize] {
-        let stride = act_row_bytes(cols);
-        let out = at_least(workspace.int8, rows * stride);
-        convert(pool, table.to_int8, source, out, stride);
-        forms[Form::Int8 as usize] = Some(Acts {
-            form: Form::Int8,
+    assert!(
+        !(needed[Form::Int8 as usize] && needed[Form::TwoInt8 as usize]),
+        "one rounding for all products of a row"
+    );
+    let int8 = &mut *workspace.int8;
+    if needed[Form::Int8 as usize] || needed[Form::TwoInt8 as usize] {
+        let (form, stride, kernel) = if needed[Form::Int8 as usize] {
+            (Form::Int8, act_row_bytes::<1>(cols), table.to_ints[0])
+        } else {
+            (Form::TwoInt8, act_row_bytes::<2>(cols), table.to_ints[1])
+        };
+        let out = at_least(int8, rows * stride);
+        convert(pool, kernel, source, out, stride);
+        forms[form as usize] = Some(Acts {
+            form,
             bytes: out,
             stride,
         });
@@ -227,7 +252,7 @@ pub(crate) const PRODUCTS: usize = 8;
 pub(crate) fn products(
     pool: &mut Pool,
     table: &KernelTable,
-    precision: Precision,
+    rounding: Rounding,
     acts: &Prepared<'_>,
     rows: usize,
     products: &[Option<Product<'_>>; PRODUCTS],
@@ -247,7 +272,7 @@ pub(crate) fn products(
             }
             let size = chunk_rows(p.weight, rows, threads);
             let (from, to) = (chunk * size, ((chunk + 1) * size).min(p.weight.rows));
-            let acts = acts.get(form_of(table, precision, p.weight.format));
+            let acts = acts.get(form_of(table, rounding, p.weight.format));
             assert!(p.bias.is_none_or(|bias| bias.len() >= p.weight.rows));
             let call = Call {
                 weight: p.weight,
@@ -343,7 +368,7 @@ pub(crate) struct GateUp<'a> {
     pub(crate) gate: &'a CpuMatrix,
     pub(crate) up: &'a CpuMatrix,
     pub(crate) acts: &'a Prepared<'a>,
-    pub(crate) precision: Precision,
+    pub(crate) rounding: Rounding,
     pub(crate) index: Option<&'a [u32]>,
     pub(crate) rows: usize,
 }
@@ -377,7 +402,7 @@ impl GateUp<'_> {
             for (weight, half) in [(self.gate, gate), (self.up, up)] {
                 let call = Call {
                     weight,
-                    acts: self.acts.get(form_of(table, self.precision, weight.format)),
+                    acts: self.acts.get(form_of(table, self.rounding, weight.format)),
                     index: self.index,
                     row,
                     rows,

@@ -12,10 +12,9 @@ use scrimp_backend::{Expert, Routing};
 use crate::CpuBackend;
 use crate::kernels::elementwise::WeightedSumArgs;
 use crate::kernels::table::KernelTable;
-use crate::level::Precision;
 use crate::matrix::CpuMatrix;
 use crate::memory::Shared;
-use crate::ops::linear::{Call, Forms, GateUp, Source, form_of, gated_chunk, prepare};
+use crate::ops::linear::{Call, Forms, GateUp, Rounding, Source, form_of, gated_chunk, prepare};
 use crate::ops::{parts, share};
 use crate::pool::Pool;
 use crate::simd::LANES;
@@ -107,7 +106,7 @@ const DOWN_CHUNK: usize = 8 * LANES;
 pub(crate) fn moe(
     pool: &mut Pool,
     table: &KernelTable,
-    precision: Precision,
+    rounding: Rounding,
     workspace: &mut Workspace,
     op: Moe<'_>,
 ) {
@@ -160,7 +159,7 @@ pub(crate) fn moe(
         cols: hidden,
         norm: None,
     };
-    let form = |m: &CpuMatrix| form_of(table, precision, m.format);
+    let form = |m: &CpuMatrix| form_of(table, rounding, m.format);
     let wanted = experts.iter().flat_map(|e| [form(&e.gate), form(&e.up)]);
     let prepared = prepare(pool, table, &mut forms, source, wanted);
     let step = gated_chunk(width, threads);
@@ -175,7 +174,7 @@ pub(crate) fn moe(
             gate: &experts[e].gate,
             up: &experts[e].up,
             acts: &prepared,
-            precision,
+            rounding,
             index: Some(&grouped.tokens[places.clone()]),
             rows: places.len(),
         };

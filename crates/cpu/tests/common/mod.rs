@@ -131,13 +131,20 @@ pub fn values(backend: &mut CpuBackend, buffer: &CpuBuffer, len: usize) -> Vec<f
     backend.read(buffer, len).into_owned()
 }
 
-/// Activations as a fast product sees them.
+/// Every treatment of activations: a backend's precision, and whether an input asks for more.
+pub const TREATMENTS: [(Precision, bool); 3] = [
+    (Precision::Exact, false),
+    (Precision::Fast, false),
+    (Precision::Fast, true),
+];
+
+/// Activations as a product sees them.
 pub fn rounded(
     x: &[f32],
     cols: usize,
     dtype: DType,
     level: CpuLevel,
-    precision: Precision,
+    (precision, fine): (Precision, bool),
 ) -> Vec<f32> {
     if precision == Precision::Exact {
         return x.to_vec();
@@ -148,7 +155,20 @@ pub fn rounded(
             for block in row.chunks_exact(32) {
                 let d = block.iter().fold(0.0f32, |a, v| a.max(v.abs())) / 127.0;
                 let inverse = if d > 0.0 { 1.0 / d } else { 0.0 };
-                out.extend(block.iter().map(|v| (v * inverse).round_ties_even() * d));
+                out.extend(block.iter().map(|v| {
+                    let steps = v * inverse;
+                    let high = steps.round_ties_even().clamp(-127.0, 127.0);
+                    if !fine {
+                        return high * d;
+                    }
+                    let low = ((steps - high) * 256.0).round_ties_even();
+                    let seen = (256.0 * high + low.clamp(-127.0, 127.0)) * (d / 256.0);
+                    assert!(
+                        (seen - v).abs() <= d / 200.0,
+                        "{seen} for {v}, steps of {d}"
+                    );
+                    seen
+                }));
             }
         }
         return out;
@@ -157,7 +177,7 @@ pub fn rounded(
         let backend = backend(level, precision, 1);
         backend.description().contains("BF16")
     };
-    if dtype == DType::BF16 && bf16_dot {
+    if dtype == DType::BF16 && bf16_dot && !fine {
         return x.iter().map(|&v| bf16::from_f32(v).to_f32()).collect();
     }
     x.to_vec()

@@ -69,7 +69,7 @@ impl<B: Backend> Part<'_, B> {
             x: &scratch.hidden,
             rows,
             norm: Some(self.norm),
-            exact: false,
+            fine: false,
         };
         let mut projections = [
             project(&weights.q, &mut scratch.q),
@@ -161,7 +161,7 @@ impl<B: Backend> Part<'_, B> {
             x: &scratch.hidden,
             rows,
             norm: Some(self.norm),
-            exact: false,
+            fine: false,
         };
         let kv_a = project(&weights.kv_a, &mut scratch.k);
         match &weights.q {
@@ -178,7 +178,7 @@ impl<B: Backend> Part<'_, B> {
                         dim: mla.q_lora_rank.unwrap_or(0),
                         eps: LATENT_NORM_EPS,
                     }),
-                    exact: false,
+                    fine: false,
                 };
                 let b = Projection {
                     weight: b,
@@ -280,7 +280,7 @@ impl<B: Backend> Part<'_, B> {
             x: &scratch.attended,
             rows: self.step.rows,
             norm: None,
-            exact: false,
+            fine: false,
         };
         let residual = Projection {
             accumulate: true,

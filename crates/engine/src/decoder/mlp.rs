@@ -25,7 +25,7 @@ pub(super) fn run<B: Backend>(
                 x: &scratch.hidden,
                 rows: step.rows,
                 norm: Some(norm),
-                exact: false,
+                fine: false,
             };
             backend.gate_up_silu(input, &weights.gate, &weights.up, &mut scratch.gated);
             add_down(backend, step, weights, scratch);
@@ -52,7 +52,7 @@ fn experts<B: Backend>(
         x,
         rows,
         norm: None,
-        exact: false,
+        fine: false,
     };
     let router = Projection {
         weight: &weights.router,
@@ -89,7 +89,7 @@ fn add_down<B: Backend>(
         x: &scratch.gated,
         rows: step.rows,
         norm: None,
-        exact: false,
+        fine: false,
     };
     let residual = Projection {
         weight: &weights.down,

@@ -209,8 +209,8 @@ impl<B: Backend> Decoder<B> {
                     dim: hidden,
                     eps: self.config.rms_norm_eps,
                 }),
-                // An error here is an error of the logits themselves, and sampled rows are few.
-                exact: true,
+                // An error here is an error of the logits themselves.
+                fine: true,
             };
             let mut projection = [Projection {
                 weight: head,

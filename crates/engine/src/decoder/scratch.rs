@@ -185,6 +185,7 @@ fn workspace_shape(config: &ModelConfig, limits: &StepLimits) -> WorkspaceShape 
     let moe = config.moe.as_ref();
     WorkspaceShape {
         max_rows: limits.max_rows.max(limits.max_logit_rows),
+        max_fine_rows: limits.max_logit_rows,
         max_cols: inputs.into_iter().max().unwrap_or(0),
         num_heads: heads,
         key_dim,
