@@ -20,18 +20,37 @@ HEAD_DIM = HIDDEN // HEADS
 TYPES = {"Q8_0": gguf.GGMLQuantizationType.Q8_0, "BF16": gguf.GGMLQuantizationType.BF16}
 
 
-def matrix(random: np.random.Generator, kind: str, rows: int, cols: int) -> np.ndarray:
-    """Stored bytes of a random matrix, `[rows, bytes of a row]`: values of about ±1/sqrt(cols)."""
-    scale = cols**-0.5
-    if kind == "BF16":
-        values = random.standard_normal((rows, cols), dtype=np.float32) * np.float32(scale)
-        return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
-    blocks = np.empty((rows, cols // 32, 34), dtype=np.uint8)
-    blocks[:, :, :2] = np.frombuffer(np.float16(scale / 64).tobytes(), dtype=np.uint8)
-    blocks[:, :, 2:] = random.integers(0, 256, (rows, cols // 32, 32), dtype=np.uint8)
-    codes = blocks[:, :, 2:]
-    codes[codes == 128] = 0  # no quantizer writes -128
-    return blocks.reshape(rows, -1)
+class Matrices:
+    """Random matrices, cut from one stretch of noise: drawing billions of values anew takes minutes."""
+
+    LEN = 1 << 24
+
+    def __init__(self, kind: str, seed: int):
+        random = np.random.default_rng(seed)
+        self.kind, self.at = kind, 0
+        if kind == "BF16":
+            values = random.standard_normal(self.LEN, dtype=np.float32)
+            self.noise = (values.view(np.uint32) >> 16).astype(np.uint16)
+        else:
+            self.noise = random.integers(-127, 128, self.LEN, dtype=np.int8).view(np.uint8)
+
+    def values(self, count: int) -> np.ndarray:
+        """The next values, from an odd place so that no two matrices are alike."""
+        self.at = (self.at + 1_000_003) % self.LEN
+        return np.resize(np.roll(self.noise, -self.at), count)
+
+    def stored(self, rows: int, cols: int) -> np.ndarray:
+        """Stored bytes of a matrix, `[rows, bytes of a row]`: values of about ±1/sqrt(cols)."""
+        values = self.values(rows * cols)
+        if self.kind == "BF16":
+            # Powers of two scale by the exponent alone.
+            halvings = round(np.log2(cols) / 2)
+            scaled = np.where(values & 0x7F80 > halvings << 7, values - (halvings << 7), 0).astype(np.uint16)
+            return scaled.reshape(rows, cols).view(np.uint8)
+        blocks = np.empty((rows, cols // 32, 34), dtype=np.uint8)
+        blocks[:, :, :2] = np.frombuffer(np.float16(cols**-0.5 / 64).tobytes(), dtype=np.uint8)
+        blocks[:, :, 2:] = values.reshape(rows, cols // 32, 32)
+        return blocks.reshape(rows, -1)
 
 
 def layer_shapes(layer: int) -> dict[str, tuple[int, int]]:
@@ -68,7 +87,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True, type=Path, metavar="GGUF", help="file to take the vocabulary from")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    random = np.random.default_rng(args.seed)
+    matrices, random = Matrices(args.type, args.seed), np.random.default_rng(args.seed)
     writer = gguf.GGUFWriter(args.out, "qwen2", use_temp_file=True)
     writer.add_name(f"random-1.5B-{args.type}")
     writer.add_context_length(32768)
@@ -82,7 +101,7 @@ def main() -> None:
     add_vocabulary(writer, args.tokenizer)
 
     def add(name: str, rows: int, cols: int) -> None:
-        writer.add_tensor(name, matrix(random, args.type, rows, cols), raw_dtype=TYPES[args.type])
+        writer.add_tensor(name, matrices.stored(rows, cols), raw_dtype=TYPES[args.type])
 
     def add_vector(name: str, mean: float, width: int) -> None:
         writer.add_tensor(name, (mean + 0.1 * random.standard_normal(width)).astype(np.float32))
