@@ -147,11 +147,15 @@ pub struct Placement {
     pub missing_bytes: u64,
 }
 
-/// Places the weights of a model where devices have `room` bytes for them all together.
+/// Places the weights of a model where devices have `room` bytes for them all together;
+/// multi-token-prediction layers are left out.
 pub fn place(shape: &ModelShape, scheme: &WeightScheme, policy: &Policy, room: u64) -> Placement {
     let layers = shape.caches.len() as u32;
     let mut parts: Vec<Part> = Vec::new();
     for (group, bytes) in shape.tensors.iter().zip(shape.bytes_under(scheme)) {
+        if group.component == Component::Mtp {
+            continue; // loaded only by those who speculate with it
+        }
         let class = class_of(group.component, group.layer, layers);
         let layer = group.layer.filter(|_| class != LayerClass::LmHead);
         match parts
@@ -292,7 +296,8 @@ mod tests {
         let placed = r1(u64::MAX, &Policy::default());
         assert_eq!((placed.host_bytes, placed.missing_bytes), (0, 0));
         let shape = catalogue::shape("deepseek-ai/DeepSeek-R1").unwrap();
-        assert_eq!(placed.device_bytes, shape.tensor_bytes());
+        let mtp = shape.by_component()[&Component::Mtp].1;
+        assert_eq!(placed.device_bytes, shape.tensor_bytes() - mtp);
         let classes: Vec<&str> = placed.rows.iter().map(|r| r.class.name()).collect();
         let expected = [
             "embedding",

@@ -55,6 +55,10 @@ pub struct PlanArgs {
     /// Predict recorded cases and show how far off the predictions are.
     #[arg(long, value_name = "CASES.json", conflicts_with = "model")]
     pub check: Option<PathBuf>,
+    /// Take the cases' configs as they are: keys that they lack make a case skipped, instead of
+    /// coming from the published config of the model that the case names.
+    #[arg(long, requires = "check")]
+    pub as_given: bool,
     /// Explain each GiB of a vLLM, SGLang or llama.cpp log.
     #[arg(long, value_name = "FILE", conflicts_with = "check")]
     pub check_log: Option<PathBuf>,

@@ -12,8 +12,9 @@ use super::args::PlanArgs;
 use super::model;
 use crate::terminal;
 
-/// Predicts every recorded case.
-pub fn cases(file: &Path, json: bool) -> Result<()> {
+/// Predicts every recorded case. Keys that a case's config lacks come from the model's published
+/// config, as for a model that is planned by name, unless `as_given`.
+pub fn cases(file: &Path, as_given: bool, json: bool) -> Result<()> {
     let text = fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
     let cases: Value =
         serde_json::from_str(&text).with_context(|| format!("{} is no JSON", file.display()))?;
@@ -23,7 +24,10 @@ pub fn cases(file: &Path, json: bool) -> Result<()> {
             file.display()
         );
     }
-    let report = check::run(&cases);
+    let report = match as_given {
+        true => check::run(&cases),
+        false => check::run_completed(&cases),
+    };
     if json {
         let text = serde_json::to_string_pretty(&report)?;
         return Ok(terminal::print(&format!("{text}\n"))?);

@@ -6,13 +6,14 @@ mod model;
 mod setup;
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use scrimp_plan::emit::{Target, emit};
 use scrimp_plan::placement::{Policy, place};
 use scrimp_plan::remedy::{Evaluated, advise, evaluate};
 use scrimp_plan::report::Report;
-use scrimp_plan::{ModelShape, WeightScheme, catalogue, devices};
+use scrimp_plan::{Component, ModelShape, WeightScheme, catalogue, devices};
 
 use crate::terminal;
 use args::{ListArg, PlanArgs};
@@ -23,7 +24,7 @@ pub fn plan(args: &PlanArgs) -> Result<()> {
         return list(what);
     }
     if let Some(file) = &args.check {
-        return check::cases(file, args.json);
+        return check::cases(file, args.as_given, args.json);
     }
     if let Some(file) = &args.check_log {
         return check::explain_log(file, args);
@@ -34,7 +35,12 @@ pub fn plan(args: &PlanArgs) -> Result<()> {
     let target = args.emit.as_deref().map(Target::parse).transpose()?;
     let plan = evaluate(&found.shape, &setup)?;
     warn(&found.shape, &plan);
-    let model = args.model.as_deref().unwrap_or(&found.name);
+    // A file is loaded from where it is, a catalogue's model by its published name.
+    let given = args.model.as_deref().unwrap_or_default();
+    let model = match Path::new(given).exists() {
+        true => given,
+        false => found.name.as_str(),
+    };
     if let Some(target) = target
         && !args.json
         && args.html.is_none()
@@ -80,7 +86,9 @@ fn own_target(plan: &Evaluated) -> Option<Target> {
 fn room_for_weights(shape: &ModelShape, plan: &Evaluated) -> u64 {
     let deployment = &plan.setup.deployment;
     let bytes = shape.bytes_under(&deployment.weights);
-    let all: u64 = bytes.iter().map(|b| b.total()).sum();
+    let groups = shape.tensors.iter().zip(bytes);
+    let loaded = groups.filter(|(group, _)| group.component != Component::Mtp);
+    let all: u64 = loaded.map(|(_, bytes)| bytes.total()).sum();
     let parallel = &deployment.parallel;
     let alike = u64::from(parallel.tp.max(1)) * u64::from(parallel.dp.max(1));
     let ranks = plan.prediction.ranks.iter();

@@ -226,19 +226,19 @@ impl Change {
                 MemoryRule::OfTotal(f) => format!("--gpu-memory-utilization {f}"),
                 MemoryRule::Static(f) => format!("--mem-fraction-static {f}"),
                 MemoryRule::OfFreeAfterLoad(f) => format!("--free-gpu-memory-fraction {f}"),
-                MemoryRule::Bytes(bytes) => format!("--memory {bytes}"),
+                MemoryRule::Bytes(bytes) => format!("--memory {}", exact(*bytes)),
             }),
             Change::BatchedTokens(n) => words(format!("--max-num-batched-tokens {n}")),
             Change::NoCudaGraphs => words("--cuda-graphs false".to_owned()),
             Change::Sequences(n) => words(format!("--max-num-seqs {n}")),
-            Change::Offload(bytes) => words(format!("--offload {bytes}")),
+            Change::Offload(bytes) => words(format!("--offload {}", exact(*bytes))),
             Change::PrefixCaching => words("--prefix-caching true".to_owned()),
             Change::DropThinking => words("--drop-thinking true".to_owned()),
             Change::Context(n) => words(format!("--context {n}")),
             Change::Concurrency(n) => words(format!("--concurrency {n}")),
             Change::Devices(d) if d.device.is_cpu => words(format!(
                 "--device cpu --device-memory {}",
-                d.device.total_bytes
+                exact(d.device.total_bytes)
             )),
             Change::Devices(d) => {
                 let mut flags = vec![
@@ -281,6 +281,14 @@ pub fn split_name(p: &Parallel) -> String {
         name += " + EP";
     }
     name
+}
+
+/// Bytes for a flag: whole GiB as such.
+fn exact(bytes: u64) -> String {
+    match bytes % (1 << 30) {
+        0 => format!("{}GiB", bytes >> 30),
+        _ => bytes.to_string(),
+    }
 }
 
 fn gib(bytes: u64) -> String {

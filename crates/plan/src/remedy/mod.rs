@@ -77,8 +77,8 @@ pub fn evaluate(shape: &ModelShape, setup: &Setup) -> Result<Evaluated, Error> {
 fn outcome(setup: &Setup, prediction: &Prediction, verdict: &Verdict) -> Outcome {
     let parallel = &setup.deployment.parallel;
     let alike = f64::from(parallel.tp.max(1)) * f64::from(parallel.dp.max(1));
-    let replicas = f64::from(parallel.dp.max(1)) * f64::from(parallel.dcp.max(1));
-    let one = setup.workload.context as f64 / f64::from(parallel.dcp.max(1));
+    let replicas = f64::from(parallel.dp.max(1));
+    let one = setup.workload.context as f64;
     let tokens = (verdict.capacity.needed_tokens / replicas).max(one);
     let mut weights = 0.0;
     let mut demand = 0.0;

@@ -35,10 +35,12 @@ pub fn short(count: f64) -> String {
 
 /// The same with a sign in front: `+1.05 M`; a dash for nothing.
 pub fn gain(count: f64, unit: impl Fn(f64) -> String) -> String {
-    match count {
-        c if c == 0.0 => "–".to_owned(),
-        c if c > 0.0 => format!("+{}", unit(c)),
-        c => unit(c),
+    if count > 0.0 {
+        format!("+{}", unit(count))
+    } else if count < 0.0 {
+        unit(count)
+    } else {
+        "–".to_owned()
     }
 }
 

@@ -74,7 +74,7 @@ impl Report<'_> {
                 short(p95),
                 short(worst)
             ),
-            None => "each at its longest".to_owned(),
+            None => "worst case".to_owned(),
         };
         let holds = format!(
             "{} sequences of ≤ {} tokens hold {} KV tokens ({known}; max_tokens × 1.5: {})",

@@ -127,10 +127,10 @@ fn longest_live(workload: &Workload) -> u64 {
 fn capacity(deployment: &Deployment, prediction: &Prediction, workload: &Workload) -> Capacity {
     let parallel = &deployment.parallel;
     let live = workload.live_tokens();
-    let spread = f64::from(parallel.dp.max(1)) * f64::from(parallel.dcp.max(1));
     // No less than one sequence at its longest: it cannot be divided over replicas.
-    let one = workload.context as f64 / f64::from(parallel.dcp.max(1));
-    let tokens = (live.needed / spread).max(one);
+    // What a token takes on a rank is already a part of it with context parallelism.
+    let one = workload.context as f64;
+    let tokens = (live.needed / f64::from(parallel.dp.max(1))).max(one);
     let ranks = prediction
         .ranks
         .iter()

@@ -351,12 +351,11 @@ impl<'a> Traffic<'a> {
             }
             _ => false,
         };
-        let rate = if fast {
+        if fast {
             device.fp8_flops.max(device.bf16_flops)
         } else {
             device.bf16_flops
-        };
-        rate
+        }
     }
 
     /// Seconds of messages for one token of each of `tokens` sequences of a replica through all
