@@ -143,7 +143,7 @@ fn capacity(deployment: &Deployment, prediction: &Prediction, workload: &Workloa
     });
     let sequences = sequences(prediction, workload);
     let max_context = max_context(deployment, prediction);
-    let Some((rank, kv_needed_bytes, mut short_bytes)) = tightest else {
+    let Some((rank, mut kv_needed_bytes, mut short_bytes)) = tightest else {
         return Capacity {
             binding: Binding::Weights,
             budget_bytes: 0,
@@ -161,6 +161,15 @@ fn capacity(deployment: &Deployment, prediction: &Prediction, workload: &Workloa
     };
     if sequences >= workload.concurrency as f64 && rank.missing_bytes == 0 {
         short_bytes = 0; // rounding to blocks, or caches that do not grow with the length
+    }
+    if sequences > 0.0 && sequences < workload.concurrency.min(prediction.max_num_seqs) as f64 {
+        // States of a fixed size, and pages that layers share, take more than tokens do.
+        let each = rank.kv_pool_bytes as f64 / sequences;
+        let all = (each * workload.concurrency as f64) as u64;
+        if all > kv_needed_bytes + kv_needed_bytes / 50 {
+            short_bytes += all - kv_needed_bytes.max(rank.kv_pool_bytes);
+            kv_needed_bytes = all;
+        }
     }
     let activations_bytes = rank.activation_peak_bytes + rank.cuda_graph_bytes;
     let weights_bytes = rank.weights_bytes();
