@@ -35,7 +35,7 @@ pub fn eval(args: &EvalArgs, path: &Path) -> Result<()> {
     };
     let mut model = load_for(&task, args, &opened)?;
     let rows = CHUNK as usize * model.runner.model().vocab_size * size_of::<f32>();
-    let held = reference.is_some().then_some(rows).unwrap_or(0);
+    let held = if reference.is_some() { rows } else { 0 };
     let _rows = model
         .ledger
         .reserve(Category::Activations, held, "the reference's logits")?;
