@@ -33,6 +33,6 @@ pub use shape::{
     Component, LayerCache, LlamaCppCache, MlaCacheMode, ModelShape, Role, Split, Storage,
     TensorGroup, TensorHeader, caches_from_config,
 };
-pub use weights::{GgmlType, StoredBytes, stored_bytes};
 pub use verdict::Verdict;
+pub use weights::{GgmlType, StoredBytes, stored_bytes};
 pub use workload::{LiveTokens, OutputLengths, Workload};
