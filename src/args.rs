@@ -79,6 +79,10 @@ pub struct ModelArgs {
     /// Fast computes quantized weights on 8-bit activations; exact keeps activations in float.
     #[arg(long, value_name = "MODE", default_value = "fast")]
     pub precision: PrecisionArg,
+    /// How latent attention (DeepSeek's) computes prompts. Plain is faster on long ones, but a
+    /// token's bits then depend on how its prompt was cut and on what ran beside it.
+    #[arg(long, value_name = "FORM", default_value = "absorbed")]
+    pub mla_prefill: MlaPrefillArg,
 }
 
 /// How the KV cache and the batch are sized.
@@ -380,6 +384,15 @@ pub enum CpuLevelArg {
     Avx512,
     /// Arm's 128-bit SIMD.
     Neon,
+}
+
+/// How latent attention computes prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MlaPrefillArg {
+    /// Queries carried into the latents' space, everywhere alike.
+    Absorbed,
+    /// Keys and values expanded from the latents, for long chunks of a lone sequence.
+    Plain,
 }
 
 /// How exactly to compute.

@@ -16,7 +16,7 @@ use scrimp_model::KvLayout;
 use scrimp_scheduler::{EstimatorConfig, Scheduler, SchedulerConfig};
 use scrimp_tensor::DType;
 
-use crate::args::{CacheArgs, CpuLevelArg, KvDtypeArg, ModelArgs, PrecisionArg};
+use crate::args::{CacheArgs, CpuLevelArg, KvDtypeArg, MlaPrefillArg, ModelArgs, PrecisionArg};
 use crate::machine::{self, MemoryLimits};
 use crate::opened::Opened;
 use crate::terminal;
@@ -26,6 +26,9 @@ const DEFAULT_MAX_BLOCKS: usize = 10_240;
 
 /// Heap that no category names: request queues, sampler state, allocator slack.
 const ALLOWANCE: usize = 16 << 20;
+
+/// Rows of a step from which expanding a context's latents can pay.
+const PLAIN_FROM: usize = 128;
 
 /// What a model is started with.
 pub struct Settings {
@@ -63,6 +66,10 @@ impl Settings {
                 threads,
                 level,
                 precision,
+                expand_latents_from: match model.mla_prefill {
+                    MlaPrefillArg::Absorbed => None,
+                    MlaPrefillArg::Plain => Some(PLAIN_FROM),
+                },
             },
             max_model_len: model.max_model_len,
             needed_len: None,

@@ -22,7 +22,7 @@ use scrimp_model::{KvLayout, RouterConfig};
 use scrimp_tensor::{DType, MatrixView};
 
 pub use batch::{AttentionBatch, SequenceRows};
-pub use ops::{Expert, HeadRows, Input, Norm, Projection, Routing, Segments};
+pub use ops::{Expand, Expert, HeadRows, Input, Norm, Projection, Routing, Segments};
 
 /// A device that runs a decoder's operations.
 pub trait Backend: Sized + Send + 'static {
@@ -191,6 +191,34 @@ pub trait Backend: Sized + Send + 'static {
         out: &mut Self::Buffer,
     );
 
+    /// Whether the plain form, [`Backend::expanded_attention`], is asked for where a step is `rows`
+    /// rows of one sequence.
+    ///
+    /// Off unless a person chose it: then a token's bits depend on how its prompt was cut.
+    fn expands_latents(&self, rows: usize) -> bool {
+        let _ = rows;
+        false
+    }
+
+    /// Causal latent attention in plain form: the keys and values of every head are computed from
+    /// the whole context's latents first. Queries `[rows, num_heads, nope + rope]`, out
+    /// `[rows, num_heads, value_dim]`.
+    ///
+    /// The same as absorbing, attending and expanding but for rounding; it takes fewer operations
+    /// where a context meets many rows.
+    #[allow(clippy::too_many_arguments)] // attention's, and where keys and values come from
+    fn expanded_attention(
+        &mut self,
+        q: &Self::Buffer,
+        num_heads: usize,
+        cache: &Self::KvCache,
+        layer: usize,
+        batch: &AttentionBatch<'_>,
+        expand: Expand<'_, Self>,
+        scale: f32,
+        out: &mut Self::Buffer,
+    );
+
     /// Copies whole blocks `(source, destination)` of every layer: copy-on-write.
     fn copy_blocks(&mut self, cache: &mut Self::KvCache, copies: &[(u32, u32)]);
 
@@ -247,6 +275,10 @@ pub struct WorkspaceShape {
     pub value_dim: usize,
     /// Longest context of a sequence, tokens.
     pub max_context: usize,
+    /// Latent attention: key width of a head in plain form; 0 elsewhere.
+    pub expanded_key_dim: usize,
+    /// The same of values.
+    pub expanded_value_dim: usize,
     /// Experts a token is sent to; 0 without experts.
     pub top_k: usize,
     /// Experts of a layer.

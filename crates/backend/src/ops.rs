@@ -105,6 +105,24 @@ pub struct HeadRows {
     pub transposed: bool,
 }
 
+/// How latents become keys and values: rows of one matrix, for each head.
+pub struct Expand<'a, B: Backend> {
+    /// `[.., latent]`.
+    pub weight: &'a B::Matrix,
+    /// Rows that make the key's part without a position.
+    pub keys: HeadRows,
+    /// Rows that make the value.
+    pub values: HeadRows,
+}
+
+impl<B: Backend> Clone for Expand<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Expand<'_, B> {}
+
 /// A routed expert's matrices.
 pub struct Expert<B: Backend> {
     /// `[width, hidden]`.

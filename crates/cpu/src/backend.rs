@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use scrimp_backend::{
-    AttentionBatch, Backend, BackendError, Expert, HeadRows, Input, MatrixStorage, Norm,
+    AttentionBatch, Backend, BackendError, Expand, Expert, HeadRows, Input, MatrixStorage, Norm,
     Projection, Routing, Segments, WorkspaceShape,
 };
 use scrimp_model::{KvLayout, RouterConfig};
@@ -17,6 +17,7 @@ use crate::memory::{Aligned, Shared};
 use crate::ops;
 use crate::ops::attention::AttentionOp;
 use crate::ops::heads::HeadLinear;
+use crate::ops::latent::Expanded;
 use crate::ops::linear::{
     GateUp, PRODUCTS, Product, Rounding, Source, convert, form_of, gated_chunk, prepare, products,
 };
@@ -30,6 +31,7 @@ pub struct CpuBackend {
     level: CpuLevel,
     table: KernelTable,
     precision: Precision,
+    expand_latents_from: Option<usize>,
     workspace: Workspace,
 }
 
@@ -55,6 +57,7 @@ impl CpuBackend {
             level,
             table,
             precision: options.precision,
+            expand_latents_from: options.expand_latents_from,
             workspace: Workspace::new(&Lengths::default())?,
         })
     }
@@ -94,6 +97,7 @@ impl CpuBackend {
             Forms {
                 precision: self.precision,
                 bf16_dot: self.table.gemm_bf16.is_some(),
+                expands_latents: self.expand_latents_from.is_some(),
                 threads: self.pool.threads(),
             },
         )
@@ -388,6 +392,34 @@ impl Backend for CpuBackend {
             out: out.0.as_mut_slice(),
         };
         ops::attention::attention(&mut self.pool, &self.table, &mut self.workspace, op);
+    }
+
+    fn expands_latents(&self, rows: usize) -> bool {
+        self.expand_latents_from.is_some_and(|from| rows >= from)
+    }
+
+    fn expanded_attention(
+        &mut self,
+        q: &CpuBuffer,
+        num_heads: usize,
+        cache: &CpuKvCache,
+        layer: usize,
+        batch: &AttentionBatch<'_>,
+        expand: Expand<'_, Self>,
+        scale: f32,
+        out: &mut CpuBuffer,
+    ) {
+        let op = Expanded {
+            q: q.0.as_slice(),
+            num_heads,
+            cache,
+            layer,
+            batch,
+            expand,
+            scale,
+            out: Shared::new(out.0.as_mut_slice()),
+        };
+        ops::latent::attention(&mut self.pool, &self.table, &mut self.workspace, op);
     }
 
     fn copy_blocks(&mut self, cache: &mut CpuKvCache, copies: &[(u32, u32)]) {

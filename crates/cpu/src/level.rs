@@ -133,6 +133,9 @@ pub struct CpuOptions {
     pub level: Option<CpuLevel>,
     /// How activations meet packed weights.
     pub precision: Precision,
+    /// Rows of a lone sequence from which latent attention is computed in plain form; `None` for
+    /// never, which keeps a token's bits independent of how its prompt was cut.
+    pub expand_latents_from: Option<usize>,
 }
 
 #[cfg(test)]

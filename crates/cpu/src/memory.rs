@@ -157,6 +157,11 @@ impl<'a, T> Shared<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(from), len) }
     }
 
+    /// Values in it.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     /// The first value's address, for kernels that write scattered parts.
     pub(crate) fn as_mut_ptr(&self) -> *mut T {
         self.start

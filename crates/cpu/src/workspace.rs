@@ -6,6 +6,7 @@ use crate::kernels::attention::{MAX_QUERIES, SEGMENT, STATE, padded, scratch_len
 use crate::kernels::gemm_int::act_row_bytes;
 use crate::level::Precision;
 use crate::memory::{Aligned, Plain};
+use crate::ops::latent::HEADS;
 
 /// Private memory of a backend.
 #[derive(Debug)]
@@ -20,6 +21,10 @@ pub(crate) struct Workspace {
     pub(crate) states: Aligned<f32>,
     /// Attention's scratch, each thread's own.
     pub(crate) attention: Aligned<f32>,
+    /// Plain latent attention: a context's latents, and keys and values of some heads.
+    pub(crate) latents: Aligned<f32>,
+    pub(crate) expanded_keys: Aligned<f32>,
+    pub(crate) expanded_values: Aligned<f32>,
     /// Experts' activations, and their outputs.
     pub(crate) expert_acts: Aligned<f32>,
     pub(crate) expert_outs: Aligned<f32>,
@@ -37,6 +42,9 @@ pub(crate) struct Lengths {
     bf16: usize,
     states: usize,
     attention: usize,
+    latents: usize,
+    expanded_keys: usize,
+    expanded_values: usize,
     expert_acts: usize,
     expert_outs: usize,
     slots: usize,
@@ -48,6 +56,7 @@ pub(crate) struct Lengths {
 pub(crate) struct Forms {
     pub(crate) precision: Precision,
     pub(crate) bf16_dot: bool,
+    pub(crate) expands_latents: bool,
     pub(crate) threads: usize,
 }
 
@@ -64,6 +73,10 @@ impl Lengths {
         } else {
             forms.threads
         };
+        let expanded = match forms.expands_latents && shape.expanded_key_dim > 0 {
+            true => shape.max_context,
+            false => 0,
+        };
         Lengths {
             normed: shape.max_rows * shape.max_cols.max(shape.hidden_size),
             int8: if fast {
@@ -79,6 +92,9 @@ impl Lengths {
             },
             states: states_len(shape.num_heads, shape.max_context, shape.value_dim),
             attention: attention * scratch_len(shape.key_dim, shape.value_dim),
+            latents: expanded * padded(shape.key_dim),
+            expanded_keys: HEADS * expanded * padded(shape.expanded_key_dim),
+            expanded_values: HEADS * expanded * padded(shape.expanded_value_dim),
             expert_acts: slots * shape.expert_width,
             expert_outs: slots * shape.hidden_size,
             slots: slots_len(slots, shape.num_experts),
@@ -90,6 +106,9 @@ impl Lengths {
         let floats = self.normed
             + self.states
             + self.attention
+            + self.latents
+            + self.expanded_keys
+            + self.expanded_values
             + self.expert_acts
             + self.expert_outs
             + self.scores;
@@ -119,6 +138,9 @@ impl Workspace {
             bf16: Aligned::zeroed(lengths.bf16, WHAT)?,
             states: Aligned::zeroed(lengths.states, WHAT)?,
             attention: Aligned::zeroed(lengths.attention, WHAT)?,
+            latents: Aligned::zeroed(lengths.latents, WHAT)?,
+            expanded_keys: Aligned::zeroed(lengths.expanded_keys, WHAT)?,
+            expanded_values: Aligned::zeroed(lengths.expanded_values, WHAT)?,
             expert_acts: Aligned::zeroed(lengths.expert_acts, WHAT)?,
             expert_outs: Aligned::zeroed(lengths.expert_outs, WHAT)?,
             slots: Aligned::zeroed(lengths.slots, WHAT)?,

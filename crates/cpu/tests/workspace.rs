@@ -51,6 +51,8 @@ fn a_step_within_the_reserved_shape_allocates_nothing() {
             key_dim: 64,
             value_dim: 64,
             max_context: context,
+            expanded_key_dim: 0,
+            expanded_value_dim: 0,
             top_k: 2,
             num_experts: 4,
             expert_width: 64,

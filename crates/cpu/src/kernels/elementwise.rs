@@ -177,6 +177,30 @@ impl Kernel for WeightedSum {
     }
 }
 
+/// Values of a cache's type as f32.
+pub(crate) struct Load<E>(PhantomData<E>);
+
+/// Operands of [`Load`].
+pub(crate) struct LoadArgs {
+    /// `dim` values rounded up to whole lanes.
+    pub(crate) x: *const u8,
+    pub(crate) dim: usize,
+    /// As much room.
+    pub(crate) out: *mut f32,
+}
+
+impl<E: Element> Kernel for Load<E> {
+    type Args = LoadArgs;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(s: S, a: &LoadArgs) {
+        for i in (0..a.dim).step_by(LANES) {
+            // SAFETY: both have room for whole lanes of `dim` values.
+            unsafe { s.store(a.out.add(i), E::load(s, a.x.cast::<E>().add(i))) }
+        }
+    }
+}
+
 /// Vectors into a cache's type, padded with zeros to whole vectors of lanes.
 pub(crate) struct Store<E>(PhantomData<E>);
 

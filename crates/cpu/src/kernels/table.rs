@@ -12,8 +12,8 @@ use crate::kernels::activations::{Rows, ToBf16, ToFloat, ToInts};
 use crate::kernels::attention::{Attend, Attention, Merge, MergeArgs};
 use crate::kernels::element::Element;
 use crate::kernels::elementwise::{
-    NormSegments, NormSegmentsArgs, Rope, RopeArgs, SiluMul, SiluMulArgs, Store, StoreArgs,
-    WeightedSum, WeightedSumArgs,
+    Load, LoadArgs, NormSegments, NormSegmentsArgs, Rope, RopeArgs, SiluMul, SiluMulArgs, Store,
+    StoreArgs, WeightedSum, WeightedSumArgs,
 };
 use crate::kernels::gemm::Gemm;
 use crate::kernels::gemm_bf16::GemmBf16;
@@ -47,6 +47,7 @@ pub(crate) struct FormatKernels {
 pub(crate) struct KvKernels {
     pub(crate) attend: KernelFn<Attention>,
     pub(crate) store: KernelFn<StoreArgs>,
+    pub(crate) load: KernelFn<LoadArgs>,
 }
 
 /// Every kernel of a level.
@@ -90,6 +91,7 @@ fn kv<L: Level, E: Element>() -> KvKernels {
     KvKernels {
         attend: L::shell::<Attend<E>>(),
         store: L::shell::<Store<E>>(),
+        load: L::shell::<Load<E>>(),
     }
 }
 

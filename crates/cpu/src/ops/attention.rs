@@ -69,8 +69,14 @@ fn check_batch(op: &AttentionOp<'_>) {
         op.out.len() >= rows * op.num_heads * layout.value_dim,
         "outputs"
     );
-    for s in 0..op.batch.num_seqs() {
-        let sequence = op.batch.sequence(s);
+    check_tables(op.cache, op.batch);
+}
+
+/// The part of it that is the tables alone.
+pub(crate) fn check_tables(cache: &CpuKvCache, batch: &AttentionBatch<'_>) {
+    let layout = &cache.layout;
+    for s in 0..batch.num_seqs() {
+        let sequence = batch.sequence(s);
         let context = sequence.first_position + sequence.num_rows;
         assert!(
             sequence.blocks.len() * layout.block_size >= context,
@@ -81,9 +87,9 @@ fn check_batch(op: &AttentionOp<'_>) {
             sequence
                 .blocks
                 .iter()
-                .all(|&b| (b as usize) < op.cache.num_blocks),
+                .all(|&b| (b as usize) < cache.num_blocks),
             "sequence {s} names blocks past {}",
-            op.cache.num_blocks
+            cache.num_blocks
         );
     }
 }

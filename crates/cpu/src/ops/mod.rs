@@ -5,6 +5,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod heads;
+pub(crate) mod latent;
 pub(crate) mod linear;
 pub(crate) mod moe;
 pub(crate) mod route;

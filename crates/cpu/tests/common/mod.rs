@@ -117,6 +117,7 @@ pub fn backend(level: CpuLevel, precision: Precision, threads: usize) -> CpuBack
         threads: Some(threads),
         level: Some(level),
         precision,
+        ..CpuOptions::default()
     })
     .unwrap()
 }

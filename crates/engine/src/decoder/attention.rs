@@ -1,6 +1,6 @@
 //! A layer's attention half: projections, rotation, cache, attention, output projection.
 
-use scrimp_backend::{Backend, HeadRows, Input, Norm, Projection, Segments};
+use scrimp_backend::{Backend, Expand, HeadRows, Input, Norm, Projection, Segments};
 use scrimp_model::{AttentionConfig, GqaConfig, MlaConfig};
 
 use crate::decoder::Step;
@@ -107,8 +107,9 @@ impl<B: Backend> Part<'_, B> {
         self.output(backend, &weights.o, scratch);
     }
 
-    /// Latent attention in absorbed form: queries are carried into the space of the latent, so
-    /// that the cache is read as it is, and what comes out is carried on to the values.
+    /// Latent attention: queries are carried into the space of the latent (absorbed), so that the
+    /// cache is read as it is, and what comes out is carried on to the values. Where the backend
+    /// asks for it, a long prompt's keys and values are expanded instead.
     fn mla(
         &self,
         backend: &mut B,
@@ -132,20 +133,60 @@ impl<B: Backend> Part<'_, B> {
         let slots = &self.step.batch.slot_mapping;
         backend.store_kv(cache, self.index, &scratch.k, None, slots);
 
-        self.absorb(backend, mla, &weights.kv_b, scratch);
         let width = mla.qk_nope_head_dim + rope;
         let scale = (width as f32).sqrt().recip() * self.step.config.rope.softmax_scale();
+        let batch = self.step.batch.attention();
+        if let KvExpand::Joint(kv_b) = &weights.kv_b
+            && batch.num_seqs() == 1
+            && backend.expands_latents(rows)
+        {
+            self.expanded(backend, mla, kv_b, scale, scratch, cache);
+            self.output(backend, &weights.o, scratch);
+            return;
+        }
+        self.absorb(backend, mla, &weights.kv_b, scratch);
         backend.attention(
             &scratch.q_latent,
             mla.num_heads,
             cache,
             self.index,
-            &self.step.batch.attention(),
+            &batch,
             scale,
             &mut scratch.latent,
         );
         self.expand(backend, mla, &weights.kv_b, scratch);
         self.output(backend, &weights.o, scratch);
+    }
+
+    /// The plain form: queries as they are, against the keys and values of every head.
+    fn expanded(
+        &self,
+        backend: &mut B,
+        mla: &MlaConfig,
+        kv_b: &B::Matrix,
+        scale: f32,
+        scratch: &mut Scratch<B::Buffer>,
+        cache: &B::KvCache,
+    ) {
+        let (nope, rope) = (mla.qk_nope_head_dim, mla.qk_rope_head_dim);
+        let queries = Segments::dense(mla.num_heads, nope + rope);
+        self.rotate(backend, &mut scratch.q, queries.part(nope, rope));
+        let stride = nope + mla.v_head_dim;
+        let rows = |offset, count| HeadRows {
+            offset,
+            stride,
+            count,
+            transposed: false,
+        };
+        let expand = Expand {
+            weight: kv_b,
+            keys: rows(0, nope),
+            values: rows(nope, mla.v_head_dim),
+        };
+        let batch = self.step.batch.attention();
+        let (q, out) = (&scratch.q, &mut scratch.attended);
+        let heads = mla.num_heads;
+        backend.expanded_attention(q, heads, cache, self.index, &batch, expand, scale, out);
     }
 
     /// Queries to `q`, the latent with its rotary key to `k`.

@@ -175,6 +175,10 @@ fn workspace_shape(config: &ModelConfig, limits: &StepLimits) -> WorkspaceShape 
         AttentionConfig::Gqa(gqa) => (gqa.head_dim, gqa.head_dim),
         AttentionConfig::Mla(mla) => (mla.kv_lora_rank + mla.qk_rope_head_dim, mla.kv_lora_rank),
     };
+    let (expanded_key_dim, expanded_value_dim) = match &config.attention {
+        AttentionConfig::Gqa(_) => (0, 0),
+        AttentionConfig::Mla(mla) => (mla.qk_nope_head_dim + mla.qk_rope_head_dim, mla.v_head_dim),
+    };
     let inputs = [
         config.hidden_size,
         widest_mlp(config),
@@ -191,6 +195,8 @@ fn workspace_shape(config: &ModelConfig, limits: &StepLimits) -> WorkspaceShape 
         key_dim,
         value_dim,
         max_context: limits.max_context,
+        expanded_key_dim,
+        expanded_value_dim,
         top_k: moe.map_or(0, |m| m.router.top_k),
         num_experts: moe.map_or(0, |m| m.num_experts),
         expert_width: moe.map_or(0, |m| m.moe_intermediate_size),
