@@ -66,6 +66,10 @@ impl<B: Backend> WeightStore<B> {
                 tensor,
             });
         }
+        // Reading a tensor maps pages of its neighbours too, some of them released before.
+        for entry in &inventory.entries {
+            source.release(&entry.spec.tensor);
+        }
         let (model, layers) = parts.assemble(config)?;
         Ok(WeightStore {
             model,
