@@ -51,8 +51,8 @@ def main() -> None:
     total = defaultdict(int)
     for (family, steps), answers in sorted(by_kind.items()):
         answers, same, texts = answers[: args.limit], 0, 0
-        for i in range(0, len(answers), 32):
-            part = answers[i : i + 32]
+        for i in range(0, len(answers), 64):
+            part = answers[i : i + 64]
             prompts = [render(a["prompt"]) for a in part]
             inputs = tokenizer(prompts, add_special_tokens=False, padding=True, return_tensors="pt")
             limit = 24 * steps + 96
