@@ -19,7 +19,8 @@ Examples:
   scrimp run --model ./model-folder --chat --memory 4GiB
   scrimp serve --model org/name --memory 8GiB --port 8000
   scrimp bench --model SmolLM2.gguf -p 512 -n 128
-  scrimp plan deepseek-ai/DeepSeek-R1 --device H200:8 --context 65536 --concurrency 32"
+  scrimp plan deepseek-ai/DeepSeek-R1 --device H200:8 --context 65536 --concurrency 32
+  scrimp profile --steps 48 --html report.html"
 )]
 pub struct Cli {
     /// What to do.
@@ -43,6 +44,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Say before loading what a model needs on a machine, what binds it, and what to do about it.
     Plan(Box<PlanArgs>),
+    /// Run a real request, and say what bound it and what would help.
+    Profile(Box<ProfileArgs>),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -364,6 +367,63 @@ impl EvalArgs {
     pub fn model_name(&self) -> &str {
         self.name.as_deref().unwrap_or(&self.model.model)
     }
+}
+
+/// `scrimp profile`.
+#[derive(Args, Debug)]
+#[command(
+    args_override_self = true,
+    after_help = "\
+Without --prompt a reasoning problem with a known answer is put to the model; what comes back is
+held against it. Every figure is shown as it was planned and as it was measured. Remedies are
+settings of this engine, planned anew; --apply starts the program once more with one of them.
+
+Examples:
+  scrimp profile --steps 64 --html ponder.html
+  scrimp profile --steps 48 --concurrency 4 --apply
+  scrimp profile --model m.gguf --prompt \"Why is the sky blue?\" -n 200 --kv-cache-dtype f32
+  scrimp profile ./folder --steps 8 --apply 2 --json"
+)]
+pub struct ProfileArgs {
+    /// The model, as --model takes it.
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    pub named: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub model: ModelArgs,
+    /// Ask this instead of a problem.
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// Length of the problem's chain, 1 to 64.
+    #[arg(long, value_name = "STEPS", default_value_t = 32)]
+    pub steps: usize,
+    /// Kind of problem: arithmetic, columns, boxes or variables.
+    #[arg(long, value_name = "NAME", default_value = "arithmetic")]
+    pub family: String,
+    /// Another seed gives another problem.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Requests that run at once; problems of as many seeds.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub concurrency: usize,
+    /// Most tokens to generate [default: 256, or twice a problem's shortest chain].
+    #[arg(short = 'n', long, value_name = "TOKENS")]
+    pub max_tokens: Option<usize>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub cache: CacheArgs,
+    /// Try remedy N of the list, or the best one, and show before, predicted and after.
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "0")]
+    pub apply: Option<usize>,
+    /// Write a page with pictures to this file.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
+    /// Only run and report: what --apply starts.
+    #[arg(long, hide = true)]
+    pub measure_only: bool,
 }
 
 /// What `eval` measures.

@@ -4,6 +4,7 @@
 //! that is missing (another system, a stripped container) leaves its limit out.
 
 use std::fs;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 /// Limits on memory, in bytes, where they are known.
@@ -93,8 +94,63 @@ pub fn reset_peak_rss() {
 }
 
 /// Bytes this process has resident now.
-pub fn current_rss() -> Option<usize> {
-    field_kib(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resident {
+    /// Private memory: heap, stacks, weights, cache.
+    pub anonymous: usize,
+    /// Pages of files: the program, libraries, weights on their way.
+    pub files: usize,
+}
+
+impl Resident {
+    /// Reads what is resident now.
+    pub fn read() -> Option<Resident> {
+        let status = fs::read_to_string("/proc/self/status").ok()?;
+        Some(Resident {
+            anonymous: field_kib(&status, "RssAnon:")?,
+            files: field_kib(&status, "RssFile:")? + field_kib(&status, "RssShmem:").unwrap_or(0),
+        })
+    }
+
+    /// All of it.
+    pub fn total(&self) -> usize {
+        self.anonymous + self.files
+    }
+}
+
+/// Bytes of the pages that large allocations ask for, where the system grants such.
+pub fn huge_page() -> Option<usize> {
+    let folder = Path::new("/sys/kernel/mm/transparent_hugepage");
+    let enabled = fs::read_to_string(folder.join("enabled")).ok()?;
+    let size = fs::read_to_string(folder.join("hpage_pmd_size")).ok()?;
+    let granted = !enabled.contains("[never]");
+    size.trim().parse().ok().filter(|_| granted)
+}
+
+/// Reads the resident bytes again and again, cheaply: once a step of a small model.
+pub struct ResidentNow(Option<fs::File>);
+
+impl ResidentNow {
+    /// Finds where to read; without effect where the system has no such place.
+    pub fn open() -> ResidentNow {
+        ResidentNow(fs::File::open("/proc/self/statm").ok())
+    }
+
+    /// Bytes resident now.
+    pub fn read(&mut self) -> Option<usize> {
+        let file = self.0.as_mut()?;
+        file.seek(SeekFrom::Start(0)).ok()?;
+        let mut text = [0; 128];
+        let read = file.read(&mut text).ok()?;
+        let text = std::str::from_utf8(&text[..read]).ok()?;
+        let pages: usize = text.split(' ').nth(1)?.parse().ok()?;
+        pages.checked_mul(rustix::param::page_size())
+    }
+}
+
+/// Bytes of heap in use now, as the allocator handed them out.
+pub fn heap() -> usize {
+    crate::HEAP.allocated()
 }
 
 /// Cores this process may run on.
@@ -149,10 +205,21 @@ mod tests {
     }
 
     #[test]
+    fn both_ways_of_reading_agree() {
+        if cfg!(target_os = "linux") {
+            let mut now = ResidentNow::open();
+            let (quick, exact) = (now.read().unwrap(), Resident::read().unwrap().total());
+            assert!(now.read().is_some(), "it can be read again");
+            // Counters lag by a few pages a core, and other tests allocate meanwhile.
+            assert!(quick.abs_diff(exact) < 16 << 20, "{quick} {exact}");
+        }
+    }
+
+    #[test]
     fn this_process_is_resident() {
         if cfg!(target_os = "linux") {
             // In this order: other tests allocate meanwhile.
-            let current = current_rss().unwrap();
+            let current = Resident::read().unwrap().total();
             assert!(peak_rss().unwrap() >= current);
         }
     }

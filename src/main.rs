@@ -10,11 +10,17 @@ mod opened;
 mod prompting;
 mod terminal;
 
+use std::alloc::System;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
 use args::{Cli, Command};
+
+/// The system's allocator, with what it has handed out counted: the heap is the part of memory
+/// that no plan reserves, and so the part that has to be looked at.
+#[global_allocator]
+static HEAP: cap::Cap<System> = cap::Cap::new(System, usize::MAX);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -25,6 +31,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => commands::bench::bench(&args),
         Command::Eval(args) => commands::eval::eval(&args),
         Command::Plan(args) => commands::plan::plan(&args),
+        Command::Profile(args) => commands::profile::profile(&args),
         Command::Completions { shell } => {
             // Made first: the generator panics where it cannot write.
             let mut script = Vec::new();

@@ -60,14 +60,6 @@ fn the_built_in_model_thinks_and_answers() {
     assert_eq!(run["answer"], "The answer is 42.");
     assert_eq!(run["finish_reason"], "stop");
     assert!(run["usage"]["reasoning_tokens"].as_u64().unwrap() > 3);
-    let memory = &run["memory"];
-    let (peak, planned) = (&memory["peak_rss_bytes"], &memory["planned_peak_bytes"]);
-    if cfg!(target_os = "linux") {
-        assert!(
-            peak.as_u64().unwrap() <= planned.as_u64().unwrap(),
-            "{memory}"
-        );
-    }
 }
 
 #[test]

@@ -7,8 +7,8 @@ use scrimp_cpu::CpuBackend;
 use scrimp_cpu::bandwidth::read_bandwidth;
 use scrimp_engine::batch::{Batch, Logits, SequenceStep};
 use scrimp_engine::runner::ModelRunner;
-use scrimp_memory::MemoryPlan;
 use scrimp_memory::bytes::HumanBytes;
+use scrimp_memory::{MemoryPlan, Reservation};
 use scrimp_model::ModelConfig;
 use serde_json::{Value, json};
 
@@ -69,6 +69,7 @@ fn settings(args: &BenchArgs, needed_len: usize) -> Settings {
     };
     let mut settings = Settings::new(&args.model, &cache);
     settings.max_model_len = settings.max_model_len.or(Some(needed_len));
+    settings.needed_rows = Some(args.prompt_tokens.max(args.context).max(args.batch));
     settings
 }
 
@@ -110,6 +111,7 @@ struct Bench<'a> {
     opened: &'a Opened,
     runner: ModelRunner<CpuBackend>,
     plan: MemoryPlan,
+    _process: Reservation,
     chunk: usize,
     load_time: Duration,
 }
@@ -121,6 +123,7 @@ impl<'a> Bench<'a> {
             plan,
             max_num_batched_tokens,
             load_time,
+            process,
             ..
         } = loaded;
         Bench {
@@ -128,9 +131,24 @@ impl<'a> Bench<'a> {
             opened,
             runner,
             plan,
+            _process: process,
             chunk: max_num_batched_tokens,
             load_time,
         }
+    }
+
+    /// The most that was planned for the blocks that are measured on.
+    fn planned_peak_bytes(&self) -> usize {
+        let args = self.args;
+        let blocks = |tokens: usize| tokens.div_ceil(self.plan.kv.block_size);
+        let decoded = match args.output_tokens {
+            0 => 0,
+            n => blocks(args.context + n),
+        };
+        // Prompts are timed in the first sequence's blocks.
+        let first = decoded.max(blocks(args.prompt_tokens));
+        let touched = first + decoded * (args.batch - 1);
+        self.plan.peak_bytes_with(touched)
     }
 
     fn prefill(&mut self) -> Result<Samples> {
@@ -249,7 +267,6 @@ impl Report<'_> {
             args,
             opened,
             runner,
-            plan,
             load_time,
             ..
         } = self.bench;
@@ -280,7 +297,7 @@ impl Report<'_> {
             "memory_bandwidth_gb_per_s": self.bandwidth / 1e9,
             "prefill": prefill,
             "decode": decode,
-            "planned_peak_bytes": plan.peak_bytes(),
+            "planned_peak_bytes": self.bench.planned_peak_bytes(),
             "peak_rss_bytes": machine::peak_rss(),
         })
     }
@@ -340,7 +357,10 @@ impl Report<'_> {
             ]);
         }
         let peak = machine::peak_rss().map_or("unknown".into(), |b| HumanBytes(b).to_string());
-        let planned = format!("peak, {} planned", HumanBytes(plan.peak_bytes()));
+        let planned = format!(
+            "peak, {} planned",
+            HumanBytes(self.bench.planned_peak_bytes())
+        );
         rows.push(vec!["memory".into(), peak, planned]);
         table(&rows)
     }

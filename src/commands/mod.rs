@@ -3,5 +3,6 @@
 pub mod bench;
 pub mod eval;
 pub mod plan;
+pub mod profile;
 pub mod run;
 pub mod serve;

@@ -45,6 +45,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
     settings.needed_len = request
         .max_tokens
         .map(|n| n.saturating_add(request.prompt.len()));
+    settings.needed_rows = Some(request.prompt.len());
     let launched = launch(&opened, &settings, 1, None)?;
     let mut printer = (!args.json).then(AnswerPrinter::new);
     let interrupt = Interrupt::watch()?;
@@ -241,7 +242,10 @@ impl<'a> Bill<'a> {
                 "activations_bytes": self.bytes(Category::Activations),
                 "staging_bytes": self.bytes(Category::Staging),
                 "other_bytes": plan.other_bytes,
-                "planned_peak_bytes": plan.peak_bytes(),
+                "reserve_bytes": plan.reserve_bytes,
+                "heap_bytes": machine::heap(),
+                "planned_peak_bytes": self.launched.planned_peak_bytes(),
+                "planned_full_cache_bytes": plan.peak_bytes(),
                 "peak_rss_bytes": machine::peak_rss(),
             },
         })
@@ -264,8 +268,7 @@ impl std::fmt::Display for Bill<'_> {
         };
         let used = format!("{} used", HumanBytes(usage.kv_cache_bytes));
         let peak = machine::peak_rss().map_or("unknown".into(), |b| HumanBytes(b).to_string());
-        let plan = &self.launched.handle.info().plan;
-        let planned = format!("{} planned", HumanBytes(plan.peak_bytes()));
+        let planned = format!("{} planned", HumanBytes(self.launched.planned_peak_bytes()));
         let rows = [
             row([
                 "prompt".into(),

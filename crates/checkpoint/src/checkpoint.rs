@@ -47,6 +47,8 @@ impl Checkpoint {
     ) -> Result<Checkpoint, CheckpointError> {
         let mut by_name: HashMap<String, (usize, usize)> = HashMap::new();
         for (f, file) in weights.iter().enumerate() {
+            // The header has been read: its pages, often megabytes of vocabulary, may go.
+            file.bytes.release(0..usize::MAX);
             for (t, tensor) in file.tensors.iter().enumerate() {
                 if let Some((first, _)) = by_name.insert(tensor.name.clone(), (f, t)) {
                     return Err(CheckpointError::DuplicateTensor {
@@ -228,6 +230,12 @@ impl Checkpoint {
     pub fn location(&self, name: &str) -> Option<(&Path, Range<usize>)> {
         let (file, info) = self.place(name)?;
         Some((&file.path, info.range.clone()))
+    }
+
+    /// Whether its weights are part of the program, and so in memory for as long as it runs.
+    pub fn is_in_memory(&self) -> bool {
+        let mut files = self.weights.iter();
+        files.all(|file| matches!(file.bytes, Bytes::Static(_)))
     }
 
     /// Drops a tensor's pages from resident memory once they have been copied or computed on. They

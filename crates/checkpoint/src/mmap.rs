@@ -9,6 +9,9 @@ use std::path::Path;
 
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 
+/// The largest pages in which systems map files, and what the ends of a range are rounded to.
+const LARGE_PAGE: usize = 2 << 20;
+
 /// The bytes of one file.
 pub(crate) enum Bytes {
     /// Mapped read-only; pages come in when touched.
@@ -51,7 +54,15 @@ impl Bytes {
 
     /// Drops the range's pages from this process's resident memory; they are read again from the
     /// file when touched. Best effort: advice that the system refuses changes nothing.
+    ///
+    /// The system maps files in large pages where it has them so, neighbours of what was touched
+    /// included: the range is widened to whole ones, or those would stay.
     pub fn release(&self, range: Range<usize>) {
+        let range = range.start / LARGE_PAGE * LARGE_PAGE
+            ..range
+                .end
+                .checked_next_multiple_of(LARGE_PAGE)
+                .unwrap_or(range.end);
         if let Some((map, range)) = self.mapped(range) {
             // SAFETY: the map is shared, read-only and backed by a file, so a dropped page comes
             // back with the same bytes; slices into it stay valid. The range was cut to the map.

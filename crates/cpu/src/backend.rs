@@ -153,7 +153,7 @@ impl Backend for CpuBackend {
     }
 
     fn alloc(&mut self, len: usize) -> Result<CpuBuffer, BackendError> {
-        Ok(CpuBuffer(Aligned::zeroed(len, "activations")?))
+        Ok(CpuBuffer(Aligned::resident(len, "activations")?))
     }
 
     fn write(&mut self, buffer: &mut CpuBuffer, values: &[f32]) {

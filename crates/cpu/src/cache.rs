@@ -15,6 +15,9 @@ use scrimp_model::KvLayout;
 use crate::kernels::attention::{KvHead, padded};
 use crate::memory::Aligned;
 
+/// Bytes from which a cache asks for huge pages: 32 of them. Plans of memory go by the same number.
+const LARGE: usize = 64 << 20;
+
 /// A paged KV cache.
 #[derive(Debug)]
 pub struct CpuKvCache {
@@ -48,7 +51,10 @@ impl CpuKvCache {
     pub(crate) fn new(layout: &KvLayout, num_blocks: usize) -> Result<CpuKvCache, BackendError> {
         let mut bytes = Aligned::zeroed(cache_bytes(layout, num_blocks), "KV cache")?;
         // A head's part of a block is a page or so: each would take a look-up of its own.
-        bytes.advise_huge();
+        // A small cache is small for a reason: pages that come whole would be much of it.
+        if cache_bytes(layout, num_blocks) >= LARGE {
+            bytes.advise_huge();
+        }
         Ok(CpuKvCache {
             layout: *layout,
             num_blocks,

@@ -11,8 +11,10 @@ use scrimp_backend::BackendError;
 const ALIGN: usize = 64;
 /// Bytes from which memory is mapped from the system: in zero pages that take no room until they
 /// are written, where an aligned zeroed heap allocation writes them all.
-const MAPPED: usize = 1 << 20;
-/// Bytes from which memory asks for huge pages.
+/// Small enough that nearly all of a model's matrices are: they then come and go as whole pages,
+/// and the heap's leftovers do not blur what they take.
+const MAPPED: usize = 64 << 10;
+/// Bytes from which memory that is written as a whole asks for huge pages.
 #[cfg(target_os = "linux")]
 const HUGE: usize = 4 << 20;
 
@@ -70,6 +72,20 @@ impl<T: Plain> Aligned<T> {
             start: start.cast(),
             len,
         })
+    }
+
+    /// `len` zeros that are in memory from the start, for what steps are sure to write: what they
+    /// take is then known once they are there, and running out of it happens at start.
+    pub(crate) fn resident(len: usize, what: &'static str) -> Result<Self, BackendError>
+    where
+        T: Default,
+    {
+        let mut array = Self::zeroed(len, what)?;
+        if len * size_of::<T>() >= MAPPED {
+            array.advise_huge();
+            array.as_mut_slice().fill(T::default());
+        }
+        Ok(array)
     }
 
     fn layout(len: usize) -> Option<Layout> {

@@ -133,18 +133,18 @@ impl Workspace {
     pub(crate) fn new(lengths: &Lengths) -> Result<Workspace, BackendError> {
         const WHAT: &str = "workspace";
         Ok(Workspace {
-            normed: Aligned::zeroed(lengths.normed, WHAT)?,
-            int8: Aligned::zeroed(lengths.int8, WHAT)?,
-            bf16: Aligned::zeroed(lengths.bf16, WHAT)?,
-            states: Aligned::zeroed(lengths.states, WHAT)?,
-            attention: Aligned::zeroed(lengths.attention, WHAT)?,
-            latents: Aligned::zeroed(lengths.latents, WHAT)?,
-            expanded_keys: Aligned::zeroed(lengths.expanded_keys, WHAT)?,
-            expanded_values: Aligned::zeroed(lengths.expanded_values, WHAT)?,
-            expert_acts: Aligned::zeroed(lengths.expert_acts, WHAT)?,
-            expert_outs: Aligned::zeroed(lengths.expert_outs, WHAT)?,
-            slots: Aligned::zeroed(lengths.slots, WHAT)?,
-            scores: Aligned::zeroed(lengths.scores, WHAT)?,
+            normed: Aligned::resident(lengths.normed, WHAT)?,
+            int8: Aligned::resident(lengths.int8, WHAT)?,
+            bf16: Aligned::resident(lengths.bf16, WHAT)?,
+            states: Aligned::resident(lengths.states, WHAT)?,
+            attention: Aligned::resident(lengths.attention, WHAT)?,
+            latents: Aligned::resident(lengths.latents, WHAT)?,
+            expanded_keys: Aligned::resident(lengths.expanded_keys, WHAT)?,
+            expanded_values: Aligned::resident(lengths.expanded_values, WHAT)?,
+            expert_acts: Aligned::resident(lengths.expert_acts, WHAT)?,
+            expert_outs: Aligned::resident(lengths.expert_outs, WHAT)?,
+            slots: Aligned::resident(lengths.slots, WHAT)?,
+            scores: Aligned::resident(lengths.scores, WHAT)?,
         })
     }
 }

@@ -20,6 +20,7 @@ use crate::handle::{
     Command, EngineEnd, EngineHandle, EngineInfo, EngineStats, EventSink, RequestId, StepObserver,
     StepReport,
 };
+use crate::recorder::StepCosts;
 use crate::request::{Event, GenerateRequest, Reasoning, RequestError, Update};
 use crate::runner::ModelRunner;
 use crate::sampler::{SampleError, Sampled, Sampler, SequenceContext};
@@ -32,6 +33,11 @@ pub trait StepModel: Send {
     /// # Errors
     /// When the device fails; the step then counts as not run.
     fn run(&mut self, step: &SchedulerOutput, sink: &mut dyn FnMut(&[f32])) -> Result<(), String>;
+
+    /// What the last step took, where that is recorded.
+    fn costs(&self) -> Option<StepCosts> {
+        None
+    }
 }
 
 /// What an engine is made of.
@@ -258,6 +264,8 @@ impl Engine {
                 tokens,
                 sequences,
                 elapsed: started.elapsed(),
+                blocks_touched: self.parts.scheduler.stats().usage.touched_blocks,
+                costs: self.parts.model.costs(),
             });
         }
     }
@@ -379,6 +387,7 @@ impl Engine {
             blocks_in_use: stats.usage.protected_blocks,
             blocks_evictable: stats.usage.evictable_blocks,
             blocks_total: stats.usage.total_blocks,
+            blocks_touched: stats.usage.touched_blocks,
             tokens_in_use: stats.usage.tokens_in_use,
             prefix_cache_queries: stats.counters.prefix_queries,
             prefix_cache_hits: stats.counters.prefix_hits,
@@ -411,5 +420,9 @@ impl<B: Backend> StepModel for ModelRunner<B> {
         let each = &mut |rows: LogitRows<'_>| rows.iter().for_each(|(_, row)| sink(row));
         self.execute(&Batch::from_schedule(step), each)
             .map_err(|e| e.to_string())
+    }
+
+    fn costs(&self) -> Option<StepCosts> {
+        ModelRunner::costs(self)
     }
 }

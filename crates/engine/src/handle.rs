@@ -12,6 +12,7 @@ use std::time::Duration;
 use scrimp_memory::MemoryPlan;
 use scrimp_model::ModelConfig;
 
+use crate::recorder::StepCosts;
 use crate::request::{GenerateRequest, RequestError, Update};
 
 /// Identifies a submitted request.
@@ -50,6 +51,8 @@ pub struct EngineStats {
     pub blocks_evictable: usize,
     /// Blocks of the pool.
     pub blocks_total: usize,
+    /// Blocks that were ever in use: the cache's memory behind the others was never written.
+    pub blocks_touched: usize,
     /// Tokens held by sequences.
     pub tokens_in_use: usize,
     /// Prompt tokens looked up in the prefix cache.
@@ -85,6 +88,10 @@ pub struct StepReport {
     pub sequences: usize,
     /// How long it took.
     pub elapsed: Duration,
+    /// Blocks of the cache that were ever in use.
+    pub blocks_touched: usize,
+    /// Where its time and bytes went, where that is recorded.
+    pub costs: Option<StepCosts>,
 }
 
 /// Called after every step, on the engine's thread.

@@ -10,6 +10,7 @@ pub mod decoder;
 mod engine;
 mod handle;
 mod params;
+mod recorder;
 mod request;
 pub mod runner;
 pub mod sampler;
@@ -21,6 +22,7 @@ pub use handle::{
     StepReport,
 };
 pub use params::{MAX_LOGPROBS, SamplingError, SamplingParams};
+pub use recorder::{Part, StepCosts};
 pub use request::{
     Delta, Event, Finished, GenerateRequest, Reasoning, RequestError, TokenInfo, TokenLogprobs,
     Update, Usage,

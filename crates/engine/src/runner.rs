@@ -6,6 +6,7 @@ use scrimp_model::{KvLayout, ModelConfig};
 
 use crate::batch::{Batch, BatchError};
 use crate::decoder::{Decoder, DecoderError, LogitRows, StepLimits};
+use crate::recorder::{Recorder, StepCosts};
 use crate::weights::{Inventory, LoadProgress, TensorSource, WeightError, WeightStore};
 
 /// Why a model could not be made ready.
@@ -89,7 +90,23 @@ impl<B: Backend> ModelRunner<B> {
             self.backend.copy_blocks(&mut self.cache, &batch.copies);
         }
         self.decoder
-            .forward(&mut self.backend, batch, &mut self.cache, sink)
+            .forward(&mut self.backend, batch, &mut self.cache, sink)?;
+        if let Some(recorder) = self.decoder.recorder() {
+            let tokens: usize = batch.context_lens.iter().map(|&n| n as usize).sum();
+            let block = self.backend.kv_cache_bytes(&self.config.kv, 1);
+            recorder.kv(tokens * block / self.config.kv.block_size);
+        }
+        Ok(())
+    }
+
+    /// Records what every step from now on takes.
+    pub fn record(&mut self) {
+        self.decoder.record();
+    }
+
+    /// What the last step took, when steps are recorded.
+    pub fn costs(&self) -> Option<StepCosts> {
+        self.decoder.recorder().map(Recorder::costs)
     }
 
     /// The model's shape.

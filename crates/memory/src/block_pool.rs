@@ -30,6 +30,8 @@ pub struct BlockPool {
     pub(crate) cached: FreeQueue,
     /// Sum of `num_tokens` over protected blocks.
     pub(crate) tokens_in_use: usize,
+    /// Blocks that were ever handed out.
+    pub(crate) touched: usize,
     pub(crate) counters: PoolCounters,
 }
 
@@ -59,6 +61,7 @@ impl BlockPool {
             thinking: FreeQueue::new(),
             cached: FreeQueue::new(),
             tokens_in_use: 0,
+            touched: 0,
             counters: PoolCounters::default(),
         })
     }
@@ -262,6 +265,7 @@ impl BlockPool {
             evictable_blocks: evictable,
             thinking_blocks: self.thinking.len(),
             free_blocks: self.uncached.len(),
+            touched_blocks: self.touched,
             tokens_in_use: self.tokens_in_use,
             block_size: self.config.block_size,
             bytes_per_block: self.config.bytes_per_block,

@@ -22,6 +22,8 @@ pub struct KvCacheBlock {
     pub num_tokens: u32,
     /// Whether it belongs to the thinking of a finished turn.
     pub thinking: bool,
+    /// Whether it was ever handed out, so that its memory may have been written.
+    pub touched: bool,
     prev: BlockId,
     next: BlockId,
 }
@@ -34,6 +36,7 @@ impl KvCacheBlock {
             block_hash: None,
             num_tokens: 0,
             thinking: false,
+            touched: false,
             prev: NIL,
             next: NIL,
         }

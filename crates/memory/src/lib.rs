@@ -31,6 +31,6 @@ pub use integrity::Corrupt;
 pub use ledger::{
     Category, Holder, LedgerSnapshot, MemoryLedger, NotHeld, OverBudget, Reservation, Usage,
 };
-pub use plan::{DoesNotFit, KvLimit, MemoryPlan, PlanError, PlanInput, Remedy};
+pub use plan::{DoesNotFit, KvLimit, MemoryPlan, Phase, PhaseBytes, PlanError, PlanInput, Remedy};
 pub use pool_stats::{PoolCounters, PoolUsage};
 pub use prefix_cache::BlockHash;

@@ -35,7 +35,10 @@ impl BlockPool {
         })?;
         self.unlink(id);
         self.forget(id);
-        self.blocks[id as usize].ref_cnt = 1;
+        let block = &mut self.blocks[id as usize];
+        block.ref_cnt = 1;
+        self.touched += usize::from(!block.touched);
+        block.touched = true;
         Ok(id)
     }
 

@@ -13,6 +13,8 @@ pub struct PoolUsage {
     pub thinking_blocks: usize,
     /// Blocks with nothing in them.
     pub free_blocks: usize,
+    /// Blocks that were ever handed out: the memory behind the others was never written.
+    pub touched_blocks: usize,
     /// Tokens in protected blocks; a block that several sequences hold counts once.
     pub tokens_in_use: usize,
     /// Tokens per block.

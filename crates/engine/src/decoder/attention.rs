@@ -5,6 +5,7 @@ use scrimp_model::{AttentionConfig, GqaConfig, MlaConfig};
 
 use crate::decoder::Step;
 use crate::decoder::scratch::Scratch;
+use crate::recorder::Part as Cost;
 use crate::weights::tree::{
     AttentionWeights, GqaWeights, KvExpand, LayerWeights, Linear, MlaQuery, MlaWeights,
 };
@@ -77,6 +78,7 @@ impl<B: Backend> Part<'_, B> {
             project(&weights.v, &mut scratch.v),
         ];
         backend.linear(input, &mut projections);
+        self.step.mark(Cost::Linear);
         let q_heads = Segments::dense(gqa.num_heads, gqa.head_dim);
         let k_heads = Segments::dense(gqa.num_kv_heads, gqa.head_dim);
         if let Some((q_norm, k_norm)) = &weights.qk_norm {
@@ -91,6 +93,7 @@ impl<B: Backend> Part<'_, B> {
         let rotated = self.step.config.rope.dim;
         self.rotate(backend, &mut scratch.q, q_heads.part(0, rotated));
         self.rotate(backend, &mut scratch.k, k_heads.part(0, rotated));
+        self.step.mark(Cost::Other);
         let slots = &self.step.batch.slot_mapping;
         let values = Some(&scratch.v);
         backend.store_kv(cache, self.index, &scratch.k, values, slots);
@@ -104,6 +107,7 @@ impl<B: Backend> Part<'_, B> {
             scale,
             &mut scratch.attended,
         );
+        self.step.mark(Cost::Attention);
         self.output(backend, &weights.o, scratch);
     }
 
@@ -121,6 +125,7 @@ impl<B: Backend> Part<'_, B> {
         let rows = self.step.rows;
         let (latent, rope) = (mla.kv_lora_rank, mla.qk_rope_head_dim);
         self.mla_projections(backend, mla, weights, scratch);
+        self.step.mark(Cost::Linear);
 
         let key = Segments::dense(1, latent + rope);
         let norm = Norm {
@@ -131,7 +136,9 @@ impl<B: Backend> Part<'_, B> {
         backend.norm_segments(&mut scratch.k, rows, key.part(0, latent), norm);
         self.rotate(backend, &mut scratch.k, key.part(latent, rope));
         let slots = &self.step.batch.slot_mapping;
+        self.step.mark(Cost::Other);
         backend.store_kv(cache, self.index, &scratch.k, None, slots);
+        self.step.mark(Cost::Attention);
 
         let width = mla.qk_nope_head_dim + rope;
         let scale = (width as f32).sqrt().recip() * self.step.config.rope.softmax_scale();
@@ -141,10 +148,12 @@ impl<B: Backend> Part<'_, B> {
             && backend.expands_latents(rows)
         {
             self.expanded(backend, mla, kv_b, scale, scratch, cache);
+            self.step.mark(Cost::Attention);
             self.output(backend, &weights.o, scratch);
             return;
         }
         self.absorb(backend, mla, &weights.kv_b, scratch);
+        self.step.mark(Cost::Linear);
         backend.attention(
             &scratch.q_latent,
             mla.num_heads,
@@ -154,6 +163,7 @@ impl<B: Backend> Part<'_, B> {
             scale,
             &mut scratch.latent,
         );
+        self.step.mark(Cost::Attention);
         self.expand(backend, mla, &weights.kv_b, scratch);
         self.output(backend, &weights.o, scratch);
     }
@@ -328,5 +338,6 @@ impl<B: Backend> Part<'_, B> {
             ..project(o, &mut scratch.hidden)
         };
         backend.linear(input, &mut [residual]);
+        self.step.mark(Cost::Linear);
     }
 }

@@ -4,6 +4,7 @@ use scrimp_backend::{Backend, Input, Norm, Projection, Routing};
 
 use crate::decoder::Step;
 use crate::decoder::scratch::Scratch;
+use crate::recorder::Part;
 use crate::weights::tree::{LayerMlp, LayerWeights, MlpWeights, MoeWeights};
 
 /// Adds the layer's feed-forward to the residual stream in `scratch.hidden`.
@@ -29,8 +30,12 @@ pub(super) fn run<B: Backend>(
             };
             backend.gate_up_silu(input, &weights.gate, &weights.up, &mut scratch.gated);
             add_down(backend, step, weights, scratch);
+            step.mark(Part::Linear);
         }
-        LayerMlp::Moe(weights) => experts(backend, step, norm, weights, scratch, routing),
+        LayerMlp::Moe(weights) => {
+            experts(backend, step, norm, weights, scratch, routing);
+            step.mark(Part::Experts);
+        }
     }
 }
 
@@ -69,6 +74,9 @@ fn experts<B: Backend>(
         weights.correction_bias.as_ref(),
         routing,
     );
+    if let Some(recorder) = step.recorder {
+        recorder.experts(&routing.experts);
+    }
     if let Some(shared) = &weights.shared {
         let input = normed(&scratch.normed);
         backend.gate_up_silu(input, &shared.gate, &shared.up, &mut scratch.gated);

@@ -10,9 +10,11 @@ mod scratch;
 
 use scrimp_backend::{Backend, BackendError, Input, Norm, Projection, Routing};
 use scrimp_memory::{Category, MemoryLedger, OverBudget, Reservation};
-use scrimp_model::ModelConfig;
+use scrimp_model::{MlpSpec, ModelConfig};
 
 use crate::batch::{Batch, BatchError};
+use crate::recorder::{Part, Recorder, WeightTraffic};
+use crate::weights::Component;
 use crate::weights::WeightStore;
 use scratch::Scratch;
 
@@ -65,6 +67,8 @@ pub struct Decoder<B: Backend> {
     /// `[max_rows, rope.dim]`.
     cos_sin: Vec<f32>,
     routing: Routing,
+    /// Where the time goes, when somebody asked.
+    recorder: Option<Recorder>,
     _reservation: Reservation,
 }
 
@@ -75,6 +79,16 @@ struct Step<'a> {
     rows: usize,
     /// Cosines and sines of every row.
     cos_sin: &'a [f32],
+    recorder: Option<&'a Recorder>,
+}
+
+impl Step<'_> {
+    /// The time since the last mark was spent on `part`.
+    fn mark(&self, part: Part) {
+        if let Some(recorder) = self.recorder {
+            recorder.mark(part);
+        }
+    }
 }
 
 impl<B: Backend> Decoder<B> {
@@ -114,6 +128,7 @@ impl<B: Backend> Decoder<B> {
             limits,
             weights,
             scratch,
+            recorder: None,
             _reservation: reservation,
         })
     }
@@ -121,6 +136,35 @@ impl<B: Backend> Decoder<B> {
     /// The model's shape.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Records what every step from now on takes.
+    pub(crate) fn record(&mut self) {
+        let bytes = |component| self.weights.component_bytes(component);
+        let embedding = bytes(Component::Embedding);
+        let experts = bytes(Component::RoutedExperts);
+        let layers = self.config.layers();
+        let num_experts = self.config.moe.as_ref().map_or(0, |moe| moe.num_experts);
+        let routed = layers
+            .filter(|layer| matches!(layer.mlp, MlpSpec::Moe))
+            .count()
+            * num_experts;
+        let head = match self.config.tie_word_embeddings {
+            true => embedding,
+            false => bytes(Component::Head),
+        };
+        let all: usize = Component::ALL.into_iter().map(bytes).sum();
+        self.recorder = Some(Recorder::new(WeightTraffic {
+            always: all - embedding - experts - bytes(Component::Head),
+            head,
+            row: embedding / self.config.vocab_size.max(1),
+            expert: experts.checked_div(routed).unwrap_or(0),
+        }));
+    }
+
+    /// Where the last step's time went, when it is recorded.
+    pub(crate) fn recorder(&self) -> Option<&Recorder> {
+        self.recorder.as_ref()
     }
 
     /// The largest step.
@@ -154,6 +198,9 @@ impl<B: Backend> Decoder<B> {
         if rows == 0 {
             return Ok(());
         }
+        if let Some(recorder) = &self.recorder {
+            recorder.begin(rows, !batch.logit_rows.is_empty());
+        }
         let cos_sin = &mut self.cos_sin[..rows * self.config.rope.dim];
         let positions = &batch.positions;
         self.config.rope.cos_sin(&self.inv_freq, positions, cos_sin);
@@ -162,10 +209,12 @@ impl<B: Backend> Decoder<B> {
             batch,
             rows,
             cos_sin,
+            recorder: self.recorder.as_ref(),
         };
         let scratch = &mut self.scratch;
         let model = self.weights.model();
         backend.embed(&model.embedding, &batch.input_ids, &mut scratch.hidden);
+        step.mark(Part::Other);
         for index in 0..self.config.num_layers {
             let layer = self.weights.layer(index);
             attention::run(backend, &step, index, layer, scratch, cache);
@@ -220,11 +269,14 @@ impl<B: Backend> Decoder<B> {
             }];
             backend.linear(input, &mut projection);
             let values = backend.read(&scratch.logits, part.len() * vocab_size);
+            let mark = |part| self.recorder.iter().for_each(|r| r.mark(part));
+            mark(Part::Linear);
             sink(LogitRows {
                 first,
                 vocab_size,
                 values: &values,
             });
+            mark(Part::Sampling);
             first += part.len();
         }
     }

@@ -171,6 +171,8 @@ impl Inventory {
             name: (*name).into(),
         }));
         if problems.is_empty() {
+            // Largest first: what a large one is read through is then gone before much is there.
+            entries.sort_by_key(|entry: &Entry| std::cmp::Reverse(entry.stored_bytes));
             return Ok(Inventory { entries });
         }
         problems.sort_by(|a, b| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
@@ -188,13 +190,21 @@ impl Inventory {
         planned.filter(|(_, bytes)| *bytes > 0).collect()
     }
 
-    /// Stored bytes of the largest weight: what loading holds besides the resident ones.
-    pub fn largest_stored_bytes(&self) -> usize {
-        self.entries
-            .iter()
-            .map(|entry| entry.stored_bytes)
-            .max()
-            .unwrap_or(0)
+    /// Most bytes that loading a weight holds besides the resident ones.
+    pub fn staging_bytes(&self) -> usize {
+        let staging = self.entries.iter().map(Entry::staging_bytes);
+        staging.max().unwrap_or(0)
+    }
+
+    /// Most bytes that loading holds at one time: the weights that are there, and the stored form
+    /// of the one that comes.
+    pub fn loading_bytes<B: Backend>(&self, backend: &B) -> usize {
+        let mut resident = 0;
+        let held = self.entries.iter().map(|entry| {
+            resident += entry.resident_bytes(backend);
+            resident + entry.staging_bytes()
+        });
+        held.max().unwrap_or(0)
     }
 
     /// Bytes that will be read.
@@ -204,6 +214,17 @@ impl Inventory {
 }
 
 impl Entry {
+    /// Bytes held while it is loaded, besides its resident ones: the pages of the file it is in,
+    /// and its values where they are decoded first.
+    pub fn staging_bytes(&self) -> usize {
+        let decoded = match self.spec.kind {
+            Kind::Vector { len } => 4 * len,
+            Kind::FloatMatrix { rows, cols } => 8 * rows * cols,
+            Kind::Matrix { .. } => 0,
+        };
+        self.stored_bytes + decoded
+    }
+
     /// Bytes it will take on `backend`.
     pub fn resident_bytes<B: Backend>(&self, backend: &B) -> usize {
         match (self.spec.kind, self.storage) {

@@ -7,6 +7,7 @@ use scrimp_tensor::{DType, MatrixView, TensorError, TensorView, decode};
 
 use crate::weights::WeightError;
 use crate::weights::inventory::{Entry, Inventory, TensorSource, scales_name};
+use crate::weights::names::Component;
 use crate::weights::spec::Kind;
 use crate::weights::tree::{LayerWeights, Loaded, ModelWeights, Parts};
 
@@ -32,9 +33,10 @@ pub struct WeightStore<B: Backend> {
 }
 
 impl<B: Backend> WeightStore<B> {
-    /// Reserves what the inventory's plan says, then loads everything in it.
+    /// Loads everything that the inventory lists, each weight reserved beforehand.
     ///
-    /// Besides the resident bytes, no more than one matrix's stored bytes are held at a time.
+    /// Besides the resident bytes, no more than one matrix's stored bytes are held at a time, and
+    /// reserved as staging.
     ///
     /// # Errors
     /// When the budget or the device has no room, or a tensor cannot be read.
@@ -46,25 +48,29 @@ impl<B: Backend> WeightStore<B> {
         ledger: &MemoryLedger,
         progress: &mut dyn FnMut(LoadProgress<'_>),
     ) -> Result<Self, WeightError> {
-        let reservations = inventory
-            .weight_plan(backend)
+        let mut reservations = Component::ALL
+            .map(|component| ledger.reserve(Category::Weights, 0, component.name()))
             .into_iter()
-            .map(|(component, bytes)| ledger.reserve(Category::Weights, bytes, component.name()))
             .collect::<Result<Vec<_>, _>>()?;
+        let mut staging = ledger.reserve(Category::Staging, 0, "the tensor being loaded")?;
         let total = inventory.stored_bytes();
         let mut done = 0;
         let mut parts = Parts::new();
         for entry in &inventory.entries {
             let tensor = entry.spec.tensor.as_str();
+            let bytes = entry.resident_bytes(backend);
+            reservations[entry.spec.component() as usize].grow(bytes)?;
+            staging.grow(entry.staging_bytes())?;
             let loaded = load_entry(entry, source, backend).map_err(|e| e.of(tensor))?;
             parts.insert(entry.spec.id, loaded);
-            source.release(tensor);
             done += entry.stored_bytes;
             progress(LoadProgress {
                 done,
                 total,
                 tensor,
             });
+            source.release(tensor);
+            staging = ledger.reserve(Category::Staging, 0, "the tensor being loaded")?;
         }
         // Reading a tensor maps pages of its neighbours too, some of them released before.
         for entry in &inventory.entries {
@@ -86,6 +92,11 @@ impl<B: Backend> WeightStore<B> {
     /// Weights of layer `index`, counted from 0.
     pub fn layer(&self, index: usize) -> &LayerWeights<B> {
         &self.layers[index]
+    }
+
+    /// Bytes reserved for one component.
+    pub fn component_bytes(&self, component: Component) -> usize {
+        self.reservations[component as usize].bytes()
     }
 
     /// Bytes reserved for all of them.

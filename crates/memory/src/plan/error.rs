@@ -67,8 +67,10 @@ pub struct DoesNotFit {
     pub budget_bytes: usize,
     /// Weights of all components.
     pub weights_bytes: usize,
-    /// Scratch, staging and the rest.
+    /// Scratch, the process itself, and what is kept in reserve.
     pub scratch_bytes: usize,
+    /// What opening and loading take before there is a cache, reserve included.
+    pub before_bytes: usize,
     /// KV cache asked for: the user's, or one sequence of `max_model_len` tokens.
     pub kv_cache_bytes: usize,
     /// Longest sequence asked for, tokens.
@@ -118,16 +120,17 @@ pub(super) fn does_not_fit(input: &PlanInput, fixed: &Fixed) -> PlanError {
     let left = input.budget_bytes.saturating_sub(fixed.total);
     let asked = input.num_blocks.or(input
         .kv_cache_bytes
-        .map(|bytes| bytes / kv.bytes_per_block()));
+        .map(|bytes| bytes / input.kv_block_bytes));
     let blocks = asked.unwrap_or(if input.shrink_to_fit { 1 } else { one_seq });
-    let kv_cache_bytes = blocks.saturating_mul(kv.bytes_per_block());
+    let kv_cache_bytes = blocks.saturating_mul(input.kv_block_bytes);
     PlanError::DoesNotFit(Box::new(DoesNotFit {
         budget_bytes: input.budget_bytes,
         weights_bytes: fixed.weights,
         scratch_bytes: fixed.total - fixed.weights,
+        before_bytes: fixed.before,
         kv_cache_bytes,
         max_model_len: input.max_model_len,
-        kv_tokens_left: (left / kv.bytes_per_block()).saturating_mul(kv.block_size),
+        kv_tokens_left: (left / input.kv_block_bytes).saturating_mul(kv.block_size),
         remedies: remedies(input, fixed, blocks, one_seq),
     }))
 }
@@ -136,8 +139,8 @@ pub(super) fn does_not_fit(input: &PlanInput, fixed: &Fixed) -> PlanError {
 /// as they can be, kept when planning with them succeeds.
 fn remedies(input: &PlanInput, fixed: &Fixed, blocks: usize, one_seq: usize) -> Vec<Remedy> {
     let left = input.budget_bytes.saturating_sub(fixed.total);
-    let room = left / input.kv.bytes_per_block();
-    let needed = blocks.saturating_mul(input.kv.bytes_per_block());
+    let room = left / input.kv_block_bytes;
+    let needed = blocks.saturating_mul(input.kv_block_bytes);
     let shorter = match input.pool_is_set() {
         true => None,
         false => Some(Remedy::ShorterContext {
@@ -146,13 +149,13 @@ fn remedies(input: &PlanInput, fixed: &Fixed, blocks: usize, one_seq: usize) -> 
     };
     let fewer = input.pool_is_set().then(|| Remedy::FewerBlocks {
         num_blocks: room,
-        bytes: room * input.kv.bytes_per_block(),
+        bytes: room * input.kv_block_bytes,
     });
     let mut candidates: Vec<Remedy> = fewer.into_iter().chain(shorter).collect();
     candidates.extend(KV_DTYPES.map(|dtype| Remedy::KvDtype { dtype }));
     candidates.extend(fewer_sequences(input, fixed, needed));
     candidates.push(Remedy::MoreMemory {
-        budget_bytes: fixed.total.saturating_add(needed),
+        budget_bytes: fixed.needed(needed),
     });
     candidates.retain(|remedy| remedy.helps(input));
     let is_dtype = |remedy: &Remedy| matches!(remedy, Remedy::KvDtype { .. });
@@ -191,7 +194,11 @@ impl Remedy {
         match *self {
             Remedy::ShorterContext { max_model_len } => changed.max_model_len = max_model_len,
             Remedy::FewerBlocks { num_blocks, .. } => changed.num_blocks = Some(num_blocks),
-            Remedy::KvDtype { dtype } => changed.kv.dtype = dtype,
+            Remedy::KvDtype { dtype } => {
+                let values = changed.kv_block_bytes / changed.kv.dtype.block_bytes().max(1);
+                changed.kv_block_bytes = values * dtype.block_bytes();
+                changed.kv.dtype = dtype;
+            }
             Remedy::FewerSequences { max_num_seqs } => changed.max_num_seqs = max_num_seqs,
             Remedy::MoreMemory { budget_bytes } => changed.budget_bytes = budget_bytes,
         }
@@ -204,18 +211,30 @@ impl fmt::Display for DoesNotFit {
         let needed = [self.weights_bytes, self.scratch_bytes, self.kv_cache_bytes]
             .into_iter()
             .fold(0, usize::saturating_add);
-        write!(
-            f,
-            "a context of {} tokens does not fit: {} is needed (weights {}, scratch {}, KV cache {}), \
-             the budget is {}, which leaves KV cache for {} tokens. What would fit:",
-            self.max_model_len,
-            HumanBytes(needed),
-            HumanBytes(self.weights_bytes),
-            HumanBytes(self.scratch_bytes),
-            HumanBytes(self.kv_cache_bytes),
-            HumanBytes(self.budget_bytes),
-            self.kv_tokens_left,
-        )?;
+        if self.before_bytes > needed {
+            write!(
+                f,
+                "the model cannot be loaded: {} is needed before the first token, weights of {} \
+                 and what is being read on its way there included, and the budget is {}. \
+                 What would fit:",
+                HumanBytes(self.before_bytes),
+                HumanBytes(self.weights_bytes),
+                HumanBytes(self.budget_bytes),
+            )?;
+        } else {
+            write!(
+                f,
+                "a context of {} tokens does not fit: {} is needed (weights {}, scratch {}, KV cache {}), \
+                 the budget is {}, which leaves KV cache for {} tokens. What would fit:",
+                self.max_model_len,
+                HumanBytes(needed),
+                HumanBytes(self.weights_bytes),
+                HumanBytes(self.scratch_bytes),
+                HumanBytes(self.kv_cache_bytes),
+                HumanBytes(self.budget_bytes),
+                self.kv_tokens_left,
+            )?;
+        }
         for (index, remedy) in self.remedies.iter().enumerate() {
             write!(f, "{} {remedy}", if index == 0 { "" } else { ", or" })?;
         }

@@ -2,18 +2,27 @@
 //!
 //! The engine reserves from the very value that is printed: there is no second formula. Nothing
 //! here asks the machine anything; the budget and the sizes come in as values.
+//!
+//! What a process needs changes with time, so a plan is a row of [`phases`](MemoryPlan::phases),
+//! and its peak is the largest of them, not their sum: the buffers of loading are gone when the
+//! cache fills.
 
 mod error;
+mod phase;
 mod report;
 
 use scrimp_model::KvLayout;
 
 pub use error::{DoesNotFit, PlanError, Remedy};
+pub use phase::{Phase, PhaseBytes};
 
 use crate::BlockPoolConfig;
 
 /// Largest number of blocks that ids can name.
 const MAX_BLOCKS: usize = u32::MAX as usize - 1;
+
+/// A cache of fewer large pages than this has none.
+const LARGE_CACHE_PAGES: usize = 32;
 
 /// Everything a plan is made from. All sizes in bytes.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,12 +36,25 @@ pub struct PlanInput {
     /// What each sequence that may run at once adds to the activations (its row of logits, its
     /// sampler's state).
     pub bytes_per_seq: usize,
-    /// Buffers between tiers.
+    /// Most bytes that loading holds besides resident weights: the stored form of a tensor.
     pub staging_bytes: usize,
-    /// The rest: tokenizer, tables, queues.
+    /// Most bytes of weights and staging that are held at one time while loading; no less than
+    /// all weights.
+    pub loading_bytes: usize,
+    /// Most that the process has held already, before the first weight: parsing a tokenizer.
+    pub opening_bytes: usize,
+    /// The rest: the program's own pages, heap and stacks; tokenizer, tables.
     pub other_bytes: usize,
+    /// Room to keep free for what cannot be foretold: bodies of requests, the allocator's slack.
+    /// The budget has to hold it, the planned peak leaves it out.
+    pub reserve_bytes: usize,
     /// What a token leaves in the KV cache, and the block size.
     pub kv: KvLayout,
+    /// Bytes of a block as the device stores it, padding included.
+    pub kv_block_bytes: usize,
+    /// Bytes of the pages in which a large cache comes into memory as it is written; 1 where that
+    /// is as good as byte by byte.
+    pub kv_page_bytes: usize,
     /// Longest sequence to serve, in tokens: prompt and output.
     pub max_model_len: usize,
     /// Whether a shorter `max_model_len` will do when the budget does not hold this one: true
@@ -77,7 +99,7 @@ pub enum KvLimit {
     Workload,
 }
 
-/// What goes where. All sizes in bytes; they add up to no more than the budget.
+/// What goes where. All sizes in bytes; no phase takes more than the budget.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MemoryPlan {
     /// What the process may use.
@@ -86,12 +108,22 @@ pub struct MemoryPlan {
     pub weights: Vec<(String, usize)>,
     /// Scratch of the largest forward pass, logits of all sequences included.
     pub activations_bytes: usize,
-    /// Buffers between tiers.
+    /// Most bytes that loading holds besides resident weights.
     pub staging_bytes: usize,
-    /// The rest.
+    /// Most bytes of weights and staging that loading holds at one time.
+    pub loading_bytes: usize,
+    /// Most that the process held before the first weight.
+    pub opening_bytes: usize,
+    /// The rest: the program's own pages, heap and stacks.
     pub other_bytes: usize,
+    /// Room kept free for what cannot be foretold; not part of the peak.
+    pub reserve_bytes: usize,
     /// What a token leaves in the KV cache, and the block size.
     pub kv: KvLayout,
+    /// Bytes of a block as the device stores it, padding included.
+    pub kv_block_bytes: usize,
+    /// Bytes of the pages in which a large cache comes into memory.
+    pub kv_page_bytes: usize,
     /// Blocks in the pool.
     pub num_blocks: usize,
     /// What decided that number.
@@ -123,7 +155,17 @@ impl MemoryPlan {
 
     /// The KV cache.
     pub fn kv_cache_bytes(&self) -> usize {
-        self.num_blocks * self.kv.bytes_per_block()
+        self.num_blocks * self.kv_block_bytes
+    }
+
+    /// Bytes of the cache that are in memory once `blocks` different blocks have been written.
+    pub fn kv_resident_bytes(&self, blocks: usize) -> usize {
+        let (written, all) = (blocks * self.kv_block_bytes, self.kv_cache_bytes());
+        let page = self.kv_page_bytes.max(1);
+        match all >= LARGE_CACHE_PAGES.saturating_mul(page) {
+            true => written.next_multiple_of(page).min(all),
+            false => written.min(all),
+        }
     }
 
     /// Tokens that the KV cache holds.
@@ -137,23 +179,26 @@ impl MemoryPlan {
             num_blocks: self.num_blocks,
             block_size: self.kv.block_size,
             max_blocks_per_seq: self.max_blocks_per_seq,
-            bytes_per_block: self.kv.bytes_per_block(),
+            bytes_per_block: self.kv_block_bytes,
             enable_prefix_caching,
         }
     }
 
-    /// Most bytes that are in use at one time: everything, since all of it is kept while serving.
+    /// Most bytes that are in use at one time, once every block of the cache has been written.
     pub fn peak_bytes(&self) -> usize {
-        self.weights_bytes()
-            + self.kv_cache_bytes()
-            + self.activations_bytes
-            + self.staging_bytes
-            + self.other_bytes
+        self.peak_bytes_with(self.num_blocks)
     }
 
-    /// What the plan leaves of the budget.
+    /// Most bytes that are in use at one time when only `blocks` different blocks of the cache
+    /// are ever written: pages that nobody touches are not there.
+    pub fn peak_bytes_with(&self, blocks: usize) -> usize {
+        let totals = self.phases(blocks).map(|phase| phase.total());
+        totals.into_iter().max().unwrap_or(0)
+    }
+
+    /// What the plan leaves of the budget, the reserve apart.
     pub fn free_bytes(&self) -> usize {
-        self.budget_bytes - self.peak_bytes()
+        self.budget_bytes - (self.peak_bytes() + self.reserve_bytes).min(self.budget_bytes)
     }
 
     /// How many requests of `tokens` tokens each the KV cache holds at once, in whole blocks.
@@ -168,7 +213,10 @@ impl MemoryPlan {
 pub(crate) struct Fixed {
     weights: usize,
     activations: usize,
+    /// Everything of serving but the cache, the reserve included.
     total: usize,
+    /// The least budget that the phases before serving need.
+    before: usize,
 }
 
 impl Fixed {
@@ -177,12 +225,19 @@ impl Fixed {
         let per_seq = input.max_num_seqs.checked_mul(input.bytes_per_seq);
         let per_seq = per_seq.ok_or(PlanError::TooLarge)?;
         let activations = sum([input.activations_bytes, per_seq])?;
-        let total = sum([weights, activations, input.staging_bytes, input.other_bytes])?;
+        let total = sum([weights, activations, input.other_bytes, input.reserve_bytes])?;
+        let loading = sum([input.loading_bytes, input.other_bytes, input.reserve_bytes])?;
         Ok(Fixed {
             weights,
             activations,
             total,
+            before: loading.max(input.opening_bytes),
         })
+    }
+
+    /// The least budget with `kv_bytes` of cache.
+    fn needed(&self, kv_bytes: usize) -> usize {
+        self.total.saturating_add(kv_bytes).max(self.before)
     }
 }
 
@@ -203,11 +258,11 @@ fn lay_out(input: &PlanInput, fixed: &Fixed) -> Result<Option<MemoryPlan>, PlanE
             kv_tokens: num_blocks * block_size,
             max_model_len: input.max_model_len,
             blocks_needed: one_seq,
-            bytes_needed: one_seq.saturating_mul(input.kv.bytes_per_block()),
+            bytes_needed: one_seq.saturating_mul(input.kv_block_bytes),
         });
     }
-    let pool_bytes = num_blocks.saturating_mul(input.kv.bytes_per_block());
-    if too_short || fixed.total > input.budget_bytes || pool_bytes > left {
+    let pool_bytes = num_blocks.saturating_mul(input.kv_block_bytes);
+    if too_short || fixed.needed(pool_bytes) > input.budget_bytes {
         return Ok(None);
     }
     Ok(Some(MemoryPlan {
@@ -215,8 +270,13 @@ fn lay_out(input: &PlanInput, fixed: &Fixed) -> Result<Option<MemoryPlan>, PlanE
         weights: input.weights.clone(),
         activations_bytes: fixed.activations,
         staging_bytes: input.staging_bytes,
+        loading_bytes: input.loading_bytes.max(fixed.weights),
+        opening_bytes: input.opening_bytes,
         other_bytes: input.other_bytes,
+        reserve_bytes: input.reserve_bytes,
         kv: input.kv,
+        kv_block_bytes: input.kv_block_bytes,
+        kv_page_bytes: input.kv_page_bytes,
         num_blocks,
         kv_limit,
         max_model_len,
@@ -239,7 +299,7 @@ fn check_settings(input: &PlanInput) -> Result<(), PlanError> {
         ("max-blocks-per-seq", input.max_blocks_per_seq),
         ("block-size", input.kv.block_size),
         ("num-blocks", input.num_blocks.unwrap_or(1)),
-        ("bytes of KV cache per block", input.kv.bytes_per_block()),
+        ("bytes of KV cache per block", input.kv_block_bytes),
     ] {
         if value == 0 {
             return Err(PlanError::Zero { name });
@@ -258,7 +318,7 @@ fn check_settings(input: &PlanInput) -> Result<(), PlanError> {
 /// Blocks in the pool, with `left` bytes left for it, and what decided. More than `left` holds
 /// only when the user's own number says so.
 fn size_pool(input: &PlanInput, left: usize) -> Result<(usize, KvLimit), PlanError> {
-    let block_bytes = input.kv.bytes_per_block();
+    let block_bytes = input.kv_block_bytes;
     if let Some(num_blocks) = input.num_blocks {
         return match num_blocks <= MAX_BLOCKS {
             true => Ok((num_blocks, KvLimit::NumBlocks)),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{KvLimit, MemoryPlan};
+use super::{KvLimit, MemoryPlan, Phase};
 use crate::Category;
 use crate::bytes::HumanBytes;
 
@@ -37,15 +37,33 @@ impl fmt::Display for MemoryPlan {
             "{} blocks of {} tokens, {} a token in {}; {}",
             self.num_blocks,
             self.kv.block_size,
-            HumanBytes(self.kv.bytes_per_token()),
+            HumanBytes(self.kv_block_bytes / self.kv.block_size),
             self.kv.dtype,
             self.kv_limit
         );
         row(Category::KvCache.name(), self.kv_cache_bytes(), &blocks)?;
         row(Category::Activations.name(), self.activations_bytes, "")?;
-        row(Category::Staging.name(), self.staging_bytes, "")?;
-        row(Category::Other.name(), self.other_bytes, "")?;
-        row("planned peak", self.peak_bytes(), "")?;
+        let staging = "while loading, before there is a cache";
+        row(Category::Staging.name(), self.staging_bytes, staging)?;
+        row(
+            Category::Other.name(),
+            self.other_bytes,
+            "program, heap, stacks",
+        )?;
+        let largest = self
+            .phases(self.num_blocks)
+            .into_iter()
+            .max_by_key(|phase| phase.total());
+        let when = match largest.map(|phase| phase.phase) {
+            None | Some(Phase::Serving) => "with a full cache".to_owned(),
+            Some(phase) => format!("while {}", phase.name()),
+        };
+        row("planned peak", self.peak_bytes(), &when)?;
+        row(
+            "reserve",
+            self.reserve_bytes,
+            "kept free for what cannot be foretold",
+        )?;
         row("free", self.free_bytes(), "")?;
         writeln!(f, "KV cache size: {} tokens", self.kv_tokens())?;
         write!(

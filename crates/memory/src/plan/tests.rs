@@ -34,9 +34,14 @@ fn input(budget_bytes: usize, kv: KvLayout) -> PlanInput {
         weights: vec![("embedding".into(), 30_000), ("layers".into(), 70_000)],
         activations_bytes: 10_000,
         bytes_per_seq: 100,
-        staging_bytes: 3_000,
+        staging_bytes: 4_000,
+        loading_bytes: 103_500,
+        opening_bytes: 1_500,
         other_bytes: 2_000,
+        reserve_bytes: 3_000,
         kv,
+        kv_block_bytes: kv.bytes_per_block(),
+        kv_page_bytes: 1,
         max_model_len: 256,
         shrink_to_fit: false,
         max_num_seqs: 50,
@@ -56,13 +61,14 @@ fn refused(input: &PlanInput) -> DoesNotFit {
 
 #[test]
 fn the_cache_takes_what_the_budget_leaves_in_whole_blocks() {
-    // 100,000 weights + 15,000 activations + 5,000 others, then 40 blocks and a bit.
+    // 100,000 weights + 15,000 activations + 2,000 others + 3,000 in reserve, then 40 blocks and
+    // a bit.
     let plan = MemoryPlan::new(&input(120_000 + 40 * 2048 + 2047, small(DType::F16))).unwrap();
     assert_eq!(plan.kv.bytes_per_token(), 128);
     assert_eq!((plan.num_blocks, plan.kv_limit), (40, KvLimit::Budget));
     assert_eq!(plan.kv_tokens(), 640);
     assert_eq!(plan.activations_bytes, 15_000);
-    assert_eq!(plan.peak_bytes(), 120_000 + 40 * 2048);
+    assert_eq!(plan.peak_bytes(), 117_000 + 40 * 2048);
     assert_eq!(plan.free_bytes(), 2047);
     assert_eq!(plan.max_concurrency(256), 2.5);
     assert_eq!(plan.max_concurrency(1), 40.0);
@@ -221,6 +227,61 @@ fn settings_that_make_no_sense_are_named() {
 }
 
 #[test]
+fn the_peak_is_that_of_the_largest_phase() {
+    // Loading holds 2,000,000 bytes at once: more than serving does with a small cache.
+    let mut want = input(4_000_000, small(DType::F16));
+    want.loading_bytes = 2_000_000;
+    let plan = MemoryPlan::new(&want).unwrap();
+    assert_eq!(plan.num_blocks, 16 * 50, "the cache is not smaller for it");
+    assert_eq!(plan.peak_bytes_with(0), 2_002_000);
+    assert_eq!(plan.peak_bytes_with(100), 2_002_000);
+    let [opening, loading, serving] = plan.phases(100);
+    assert_eq!((opening.total(), loading.total()), (1_500, 2_002_000));
+    assert_eq!(serving.total(), 117_000 + 100 * 2048);
+    assert_eq!(plan.peak_bytes(), 2_002_000);
+    assert!(plan.to_string().contains("while loading"), "{plan}");
+
+    // A budget that serving would fit into is too small for loading, and says so.
+    want.budget_bytes = 2_000_000;
+    let error = refused(&want);
+    assert_eq!(
+        error.remedies,
+        [Remedy::MoreMemory {
+            budget_bytes: 2_005_000
+        }]
+    );
+    assert!(error.to_string().contains("cannot be loaded"), "{error}");
+
+    // What was held before planning counts too, without a reserve: it is over.
+    want.opening_bytes = 2_500_000;
+    let remedy = &refused(&want).remedies[0];
+    assert_eq!(remedy.apply(&want).budget_bytes, 2_500_000);
+}
+
+#[test]
+fn large_pages_come_whole() {
+    let mut want = input(120_000 + 40 * 2048, small(DType::F16));
+    want.kv_page_bytes = 2_500;
+    let plan = MemoryPlan::new(&want).unwrap();
+    let resident = [0, 1, 5, 40].map(|blocks| plan.kv_resident_bytes(blocks));
+    assert_eq!(resident, [0, 2_500, 12_500, 40 * 2048]);
+    want.kv_page_bytes = 5_000;
+    let plan = MemoryPlan::new(&want).unwrap();
+    assert_eq!(plan.kv_resident_bytes(1), 2048, "too small for large pages");
+}
+
+#[test]
+fn padding_on_the_device_counts() {
+    let mut want = input(120_000 + 40 * 3072, small(DType::F16));
+    want.kv_block_bytes = 3072;
+    let plan = MemoryPlan::new(&want).unwrap();
+    assert_eq!((plan.num_blocks, plan.kv_cache_bytes()), (40, 40 * 3072));
+    assert_eq!(plan.pool_config(true).bytes_per_block, 3072);
+    let twice = Remedy::KvDtype { dtype: DType::F32 }.apply(&want);
+    assert_eq!(twice.kv_block_bytes, 6144);
+}
+
+#[test]
 fn r1_at_64k_is_what_the_shape_says() {
     let mut want = input(usize::MAX >> 1, r1(DType::BF16));
     want.max_model_len = 65_536;
@@ -243,9 +304,10 @@ fn the_report_is_aligned_and_has_the_lines_people_grep() {
     layers                 68.36 KiB
   kv_cache                 80.00 KiB  40 blocks of 16 tokens, 128 B a token in F16; all that the budget leaves
   activations              14.65 KiB
-  staging                   2.93 KiB
-  other                     1.95 KiB
-  planned peak            197.19 KiB
+  staging                   3.91 KiB  while loading, before there is a cache
+  other                     1.95 KiB  program, heap, stacks
+  planned peak            194.26 KiB  with a full cache
+  reserve                   2.93 KiB  kept free for what cannot be foretold
   free                           0 B
 KV cache size: 640 tokens
 Maximum concurrency for 256 tokens per request: 2.50x"
@@ -285,12 +347,13 @@ proptest! {
     fn a_plan_keeps_its_promises_and_every_remedy_helps(input in any_input()) {
         match MemoryPlan::new(&input) {
             Ok(plan) => {
-                prop_assert!(plan.peak_bytes() <= plan.budget_bytes);
+                prop_assert!(plan.peak_bytes() + plan.reserve_bytes <= plan.budget_bytes);
                 prop_assert!(plan.max_model_len <= plan.kv_tokens());
                 prop_assert!(plan.max_model_len <= input.max_model_len);
                 prop_assert!(plan.max_concurrency(plan.max_model_len) >= 1.0);
                 prop_assert!(input.shrink_to_fit || plan.max_model_len == input.max_model_len);
-                prop_assert_eq!(plan.free_bytes() + plan.peak_bytes(), plan.budget_bytes);
+                let taken = plan.peak_bytes() + plan.reserve_bytes;
+                prop_assert_eq!(plan.free_bytes() + taken, plan.budget_bytes);
             }
             Err(PlanError::DoesNotFit(error)) => {
                 prop_assert!(!error.remedies.is_empty());

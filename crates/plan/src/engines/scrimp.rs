@@ -18,8 +18,12 @@ use crate::{
 const BLOCK: u64 = 16;
 const SEQUENCES: u64 = 64;
 const STEP_TOKENS: u64 = 512;
-/// The process itself: program, tokenizer, tables, queues.
-const PROCESS_BYTES: usize = 40 << 20;
+/// The process itself: program, tokenizer, tables, queues. `run` and `serve` measure it instead.
+const PROCESS_BYTES: usize = 32 << 20;
+/// What `run` and `serve` keep free for what cannot be foretold.
+const RESERVE_BYTES: usize = 8 << 20;
+/// Values to which the kernels' cache rounds the width of a key and a value.
+const KV_LANES: usize = 16;
 /// Tokens of one segment of attention, and values of its running state besides its output.
 const SEGMENT: u64 = 512;
 const SEGMENT_STATE: u64 = 2;
@@ -43,15 +47,16 @@ pub(super) fn predict(shape: &ModelShape, deployment: &Deployment) -> Result<Pre
         input.kv.block_size
     )];
     let loaded: u64 = held.iter().map(|(_, bytes)| bytes).sum();
-    let fixed = input.activations_bytes + input.staging_bytes + input.other_bytes;
-    let per_token = input.kv.bytes_per_token() as u64;
+    let process = input.other_bytes + input.reserve_bytes;
+    let fixed = input.activations_bytes + process;
+    let per_token = (input.kv_block_bytes / input.kv.block_size.max(1)) as u64;
     let mut rank = RankPlan {
         device: deployment.device.clone(),
         rank: (0, 0),
         budget_bytes: budget,
         weights: held,
         offloaded_bytes: 0,
-        overhead_bytes: (input.staging_bytes + input.other_bytes) as u64,
+        overhead_bytes: process as u64,
         activation_peak_bytes: input.activations_bytes as u64,
         cuda_graph_bytes: 0,
         kv_pool_bytes: 0,
@@ -123,6 +128,7 @@ fn plan_input(
         .map(|t| t.bytes() / t.count.max(1))
         .max()
         .unwrap_or(0);
+    let kv = kv_layout(shape, deployment, size(block_size))?;
     Ok(PlanInput {
         budget_bytes: size(budget),
         weights: held
@@ -132,8 +138,18 @@ fn plan_input(
         activations_bytes: size(forward_pass_bytes(shape, rows, sequences, longest)),
         bytes_per_seq: 0,
         staging_bytes: size(staging),
+        loading_bytes: size(loading_bytes(shape, held)),
+        opening_bytes: 0,
         other_bytes: PROCESS_BYTES,
-        kv: kv_layout(shape, deployment, size(block_size))?,
+        reserve_bytes: RESERVE_BYTES,
+        kv,
+        kv_block_bytes: KvLayout {
+            key_dim: kv.key_dim.next_multiple_of(KV_LANES),
+            value_dim: kv.value_dim.next_multiple_of(KV_LANES),
+            ..kv
+        }
+        .bytes_per_block(),
+        kv_page_bytes: 1,
         max_model_len: size(longest),
         shrink_to_fit: deployment.max_model_len.is_none(),
         max_num_seqs: size(sequences),
@@ -143,6 +159,23 @@ fn plan_input(
         kv_cache_bytes: None,
         max_kv_cache_bytes: Some(PlanInput::DEFAULT_MAX_KV_CACHE_BYTES),
     })
+}
+
+/// Most bytes that loading holds at one time: tensors come largest first, and each is there in its
+/// stored form, too, while it comes. Other formats than the released one scale all alike.
+fn loading_bytes(shape: &ModelShape, held: &[(Component, u64)]) -> u64 {
+    let each = |t: &crate::TensorGroup| t.bytes() / t.count.max(1);
+    let mut groups: Vec<_> = shape.tensors.iter().map(|t| (each(t), t.bytes())).collect();
+    groups.sort_unstable_by(|a, b| b.cmp(a));
+    let mut resident = 0;
+    let mut most = 0;
+    for (each, all) in groups {
+        resident += all;
+        most = most.max(resident + each);
+    }
+    let loaded: u64 = held.iter().map(|(_, bytes)| bytes).sum();
+    let scaled = u128::from(most) * u128::from(loaded) / u128::from(resident.max(1));
+    u64::try_from(scaled).unwrap_or(u64::MAX)
 }
 
 fn size(bytes: u64) -> usize {

@@ -220,14 +220,20 @@ pub fn info() -> EngineInfo {
         dtype: None,
         fp8_tile: None,
     };
+    let kv = KvLayout::of(&config, scrimp_tensor::DType::F32, 16);
     let plan = MemoryPlan::new(&PlanInput {
         budget_bytes: 1 << 20,
         weights: vec![],
         activations_bytes: 0,
         bytes_per_seq: 0,
         staging_bytes: 0,
+        loading_bytes: 0,
+        opening_bytes: 0,
         other_bytes: 0,
-        kv: KvLayout::of(&config, scrimp_tensor::DType::F32, 16),
+        reserve_bytes: 0,
+        kv,
+        kv_block_bytes: kv.bytes_per_block(),
+        kv_page_bytes: 1,
         max_model_len: MAX_MODEL_LEN,
         shrink_to_fit: false,
         max_num_seqs: 4,
