@@ -26,7 +26,7 @@ pub struct OutputLengths {
 }
 
 impl OutputLengths {
-    /// Every output with this mean, spread as [`SPREAD_OF_A_MEAN`] says.
+    /// Every output with this mean, spread as long chains of thought usually are (docs/plan.md).
     pub fn of_mean(mean: f64) -> OutputLengths {
         let p50 = mean / (SPREAD_OF_A_MEAN * SPREAD_OF_A_MEAN / 2.0).exp();
         OutputLengths {
