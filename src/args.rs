@@ -46,6 +46,8 @@ pub enum Command {
     Plan(Box<PlanArgs>),
     /// Run a real request, and say what bound it and what would help.
     Profile(Box<ProfileArgs>),
+    /// Write a model in fewer bits: rounding, GPTQ, AWQ, in bounded memory.
+    Quantize(crate::commands::quantize::args::QuantizeArgs),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.

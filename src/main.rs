@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => commands::eval::eval(&args),
         Command::Plan(args) => commands::plan::plan(&args),
         Command::Profile(args) => commands::profile::profile(&args),
+        Command::Quantize(args) => commands::quantize::quantize(&args),
         Command::Completions { shell } => {
             // Made first: the generator panics where it cannot write.
             let mut script = Vec::new();

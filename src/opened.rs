@@ -127,7 +127,7 @@ fn optional(template: Result<ChatTemplate, TemplateError>) -> Result<Option<Chat
 }
 
 /// The tokenizer's key-values of a GGUF header, missing ones left out.
-fn gguf_tokenizer(metadata: &Metadata) -> GgufTokenizer {
+pub fn gguf_tokenizer(metadata: &Metadata) -> GgufTokenizer {
     let key = |name: &str| format!("tokenizer.ggml.{name}");
     let id = |name: &str| {
         metadata

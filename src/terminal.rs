@@ -112,6 +112,15 @@ pub fn count_progress(what: &'static str, total: u64) -> ProgressBar {
     )
 }
 
+/// A progress bar over weights; its message says where in the model they are.
+pub fn weights_progress() -> ProgressBar {
+    bar(
+        "",
+        0,
+        "[{bar:24}] {percent:>3} % at {per_sec} weights, {eta} left; {msg}",
+    )
+}
+
 fn bar(what: &'static str, total: u64, template: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
     if let Ok(style) = ProgressStyle::with_template(template) {

@@ -4,5 +4,6 @@ pub mod bench;
 pub mod eval;
 pub mod plan;
 pub mod profile;
+pub mod quantize;
 pub mod run;
 pub mod serve;

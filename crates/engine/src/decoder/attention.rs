@@ -12,10 +12,24 @@ use crate::weights::tree::{
 
 /// Epsilon of the norms inside latent attention: transformers keeps its norm's default there,
 /// whatever the config says for the others.
-const LATENT_NORM_EPS: f32 = 1e-6;
+pub(super) const LATENT_NORM_EPS: f32 = 1e-6;
 
 /// Adds the layer's attention to the residual stream in `scratch.hidden`.
 pub(super) fn run<B: Backend>(
+    backend: &mut B,
+    step: &Step<'_>,
+    index: usize,
+    layer: &LayerWeights<B>,
+    scratch: &mut Scratch<B::Buffer>,
+    cache: &mut B::KvCache,
+) {
+    attend(backend, step, index, layer, scratch, cache);
+    output(backend, step.rows, layer, scratch);
+    step.mark(Cost::Linear);
+}
+
+/// What the output projection reads, from `scratch.hidden` to `scratch.attended`.
+pub(super) fn attend<B: Backend>(
     backend: &mut B,
     step: &Step<'_>,
     index: usize,
@@ -38,6 +52,30 @@ pub(super) fn run<B: Backend>(
         }
         _ => unreachable!("weights are assembled by the same config"),
     }
+}
+
+/// Adds the projection of what was attended to to the residual stream.
+pub(super) fn output<B: Backend>(
+    backend: &mut B,
+    rows: usize,
+    layer: &LayerWeights<B>,
+    scratch: &mut Scratch<B::Buffer>,
+) {
+    let o = match &layer.attention {
+        AttentionWeights::Gqa(weights) => &weights.o,
+        AttentionWeights::Mla(weights) => &weights.o,
+    };
+    let input = Input {
+        x: &scratch.attended,
+        rows,
+        norm: None,
+        fine: false,
+    };
+    let residual = Projection {
+        accumulate: true,
+        ..project(o, &mut scratch.hidden)
+    };
+    backend.linear(input, &mut [residual]);
 }
 
 fn project<'a, B: Backend>(linear: &'a Linear<B>, out: &'a mut B::Buffer) -> Projection<'a, B> {
@@ -108,7 +146,6 @@ impl<B: Backend> Part<'_, B> {
             &mut scratch.attended,
         );
         self.step.mark(Cost::Attention);
-        self.output(backend, &weights.o, scratch);
     }
 
     /// Latent attention: queries are carried into the space of the latent (absorbed), so that the
@@ -149,7 +186,6 @@ impl<B: Backend> Part<'_, B> {
         {
             self.expanded(backend, mla, kv_b, scale, scratch, cache);
             self.step.mark(Cost::Attention);
-            self.output(backend, &weights.o, scratch);
             return;
         }
         self.absorb(backend, mla, &weights.kv_b, scratch);
@@ -165,7 +201,6 @@ impl<B: Backend> Part<'_, B> {
         );
         self.step.mark(Cost::Attention);
         self.expand(backend, mla, &weights.kv_b, scratch);
-        self.output(backend, &weights.o, scratch);
     }
 
     /// The plain form: queries as they are, against the keys and values of every head.
@@ -323,21 +358,5 @@ impl<B: Backend> Part<'_, B> {
     fn rotate(&self, backend: &mut B, x: &mut B::Buffer, segments: Segments) {
         let interleaved = self.step.config.rope.interleaved;
         backend.rope(x, self.step.rows, segments, self.step.cos_sin, interleaved);
-    }
-
-    /// Adds the projection of what was attended to to the residual stream.
-    fn output(&self, backend: &mut B, o: &Linear<B>, scratch: &mut Scratch<B::Buffer>) {
-        let input = Input {
-            x: &scratch.attended,
-            rows: self.step.rows,
-            norm: None,
-            fine: false,
-        };
-        let residual = Projection {
-            accumulate: true,
-            ..project(o, &mut scratch.hidden)
-        };
-        backend.linear(input, &mut [residual]);
-        self.step.mark(Cost::Linear);
     }
 }

@@ -7,6 +7,7 @@
 mod attention;
 mod mlp;
 mod scratch;
+mod stages;
 
 use scrimp_backend::{Backend, BackendError, Input, Norm, Projection, Routing};
 use scrimp_memory::{Category, MemoryLedger, OverBudget, Reservation};
@@ -19,6 +20,7 @@ use crate::weights::WeightStore;
 use scratch::Scratch;
 
 pub use scratch::{StepLimits, activation_bytes};
+pub use stages::{LayerStages, StageError, Tower};
 
 /// Logits of consecutive ones of a batch's `logit_rows`.
 #[derive(Clone, Copy, Debug)]

@@ -157,6 +157,32 @@ fn added_tokens(gguf: &GgufTokenizer) -> Vec<AddedToken> {
     .collect()
 }
 
+/// The same as a `tokenizer.json` lists them: id, text, and whether decoding may skip it.
+pub(super) fn special_tokens(gguf: &GgufTokenizer) -> impl Iterator<Item = (u32, &str, bool)> {
+    let added = added_tokens(gguf).into_iter();
+    added.map(|token| (token.id, gguf.tokens[token.id as usize].as_str(), token.special))
+}
+
+/// Whether a text starts with the beginning-of-text token.
+pub(super) fn adds_bos(gguf: &GgufTokenizer) -> bool {
+    let habit = match gguf.model.as_str() {
+        "gpt2" => starts_with_bos(gguf.pre.as_deref().unwrap_or("default")),
+        _ => true,
+    };
+    gguf.add_bos.unwrap_or(habit)
+}
+
+/// Whether models of this pre-tokenizer start a text with the beginning-of-text token.
+fn starts_with_bos(pre: &str) -> bool {
+    matches!(pre, "llama-bpe" | "llama3" | "llama-v3" | "tekken")
+}
+
+/// SentencePiece's merges, as a `tokenizer.json` lists them.
+pub(super) fn listed_merges(gguf: &GgufTokenizer) -> Vec<(String, String)> {
+    let ids: TokenIds = gguf.tokens.iter().cloned().zip(0..).collect();
+    merges_from_scores(gguf, &ids)
+}
+
 fn vocab(gguf: &GgufTokenizer, spelling: Spelling) -> Result<Vocab, TokenizerError> {
     let entries = gguf.tokens.iter().zip(0u32..).map(|(text, id)| {
         let is_special = matches!(token_type(gguf, id as usize), UNKNOWN | CONTROL);
@@ -200,10 +226,7 @@ fn byte_level(
     };
     let steps = steps.collect::<Result<_, _>>()?;
     let pipeline = Pipeline::new(parts.build()?, Spelling::ByteLevel, added, vec![], steps)?;
-    Ok((
-        pipeline,
-        matches!(name, "llama-bpe" | "llama3" | "llama-v3" | "tekken"),
-    ))
+    Ok((pipeline, starts_with_bos(name)))
 }
 
 fn sentencepiece(

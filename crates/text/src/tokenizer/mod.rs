@@ -8,6 +8,7 @@ mod added;
 mod bpe;
 mod bytes;
 mod config;
+mod export;
 mod gguf;
 mod json;
 mod normalize;
