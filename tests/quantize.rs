@@ -15,8 +15,14 @@ const GOLDENS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens");
 
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_scrimp"));
-    command.arg("quantize").args(args).env_remove("SCRIMP_MODEL");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .arg("quantize")
+        .args(args)
+        .env_remove("SCRIMP_MODEL");
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     command
 }
 
@@ -52,8 +58,10 @@ fn with_tokenizer(name: &str, folder: &Path) -> String {
         fs::copy(format!("{}/{file}", golden(name)), to.join(file)).unwrap();
     }
     let letters = ('a'..='z').chain(['Ġ', '.']);
-    let vocab: serde_json::Map<String, Value> =
-        letters.enumerate().map(|(id, c)| (c.to_string(), id.into())).collect();
+    let vocab: serde_json::Map<String, Value> = letters
+        .enumerate()
+        .map(|(id, c)| (c.to_string(), id.into()))
+        .collect();
     let bytes = serde_json::json!({
         "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true,
     });
@@ -73,19 +81,36 @@ fn with_tokenizer(name: &str, folder: &Path) -> String {
 /// A text that this tokenizer has tokens for.
 fn text(folder: &Path) -> String {
     let words = ["the ", "cat ", "and a ", "dog ", "in an ", "old ", "hat. "];
-    let text: String = (0..400).map(|i| words[(i * i + i / 7) % words.len()]).collect();
+    let text: String = (0..400)
+        .map(|i| words[(i * i + i / 7) % words.len()])
+        .collect();
     let path = folder.join("text.txt");
     fs::write(&path, text).unwrap();
     path.to_str().unwrap().to_owned()
 }
 
-const SCHEMES: [&str; 6] = ["int8", "int8-a8", "int4-rtn", "int4-gptq", "int4-awq", "int4-awq-gptq"];
+const SCHEMES: [&str; 6] = [
+    "int8",
+    "int8-a8",
+    "int4-rtn",
+    "int4-gptq",
+    "int4-awq",
+    "int4-awq-gptq",
+];
 
 #[test]
 fn every_architecture_by_every_scheme() {
     let folder = tempfile::tempdir().unwrap();
     let text = text(folder.path());
-    for name in ["llama", "qwen2", "qwen3", "qwen3_moe", "deepseek_v2", "deepseek_v3", "deepseek_v3_fp8"] {
+    for name in [
+        "llama",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "deepseek_v2",
+        "deepseek_v3",
+        "deepseek_v3_fp8",
+    ] {
         let source = with_tokenizer(name, folder.path());
         for scheme in SCHEMES {
             let to = folder.path().join(format!("{name}-{scheme}"));
@@ -98,20 +123,41 @@ fn every_architecture_by_every_scheme() {
             let report = done(&args);
             assert_eq!(report["scheme"], scheme);
             let tensors = report["tensors"].as_array().unwrap();
-            let errors: Vec<f64> = tensors.iter().map(|t| t["error"].as_f64().unwrap()).collect();
-            assert!(errors.iter().all(|e| e.is_finite() && *e < 0.5), "{name} {scheme}: {errors:?}");
+            let errors: Vec<f64> = tensors
+                .iter()
+                .map(|t| t["error"].as_f64().unwrap())
+                .collect();
+            assert!(
+                errors.iter().all(|e| e.is_finite() && *e < 0.5),
+                "{name} {scheme}: {errors:?}"
+            );
             assert!(errors.iter().any(|e| *e > 0.0));
-            let kept = |suffix: &str| tensors.iter().filter(|t| t["name"].as_str().unwrap().ends_with(suffix)).all(|t| t["error"] == 0.0);
-            assert!(kept("kv_b_proj") && kept("mlp.gate") && kept("lm_head") && kept("embed_tokens"));
+            let kept = |suffix: &str| {
+                tensors
+                    .iter()
+                    .filter(|t| t["name"].as_str().unwrap().ends_with(suffix))
+                    .all(|t| t["error"] == 0.0)
+            };
+            assert!(
+                kept("kv_b_proj") && kept("mlp.gate") && kept("lm_head") && kept("embed_tokens")
+            );
             let written = Checkpoint::open(Path::new(to)).unwrap();
             for (tensor, view) in written.tensors() {
                 if view.dtype.is_float() {
                     let values = view.to_f32().unwrap();
-                    assert!(values.iter().all(|v| v.is_finite()), "{name} {scheme}: {tensor}");
+                    assert!(
+                        values.iter().all(|v| v.is_finite()),
+                        "{name} {scheme}: {tensor}"
+                    );
                 }
             }
-            let config: Value = serde_json::from_slice(&fs::read(Path::new(to).join("config.json")).unwrap()).unwrap();
-            assert_eq!(config["quantization_config"]["quant_method"], "compressed-tensors");
+            let config: Value =
+                serde_json::from_slice(&fs::read(Path::new(to).join("config.json")).unwrap())
+                    .unwrap();
+            assert_eq!(
+                config["quantization_config"]["quant_method"],
+                "compressed-tensors"
+            );
             assert!(!Path::new(to).join(".scrimp-quantize").exists());
         }
     }
@@ -120,7 +166,11 @@ fn every_architecture_by_every_scheme() {
 #[test]
 fn gguf_files_give_the_same_as_their_folders() {
     let folder = tempfile::tempdir().unwrap();
-    for (name, file) in [("llama", "model.gguf"), ("deepseek_v2", "mla.gguf"), ("deepseek_v2", "legacy.gguf")] {
+    for (name, file) in [
+        ("llama", "model.gguf"),
+        ("deepseek_v2", "mla.gguf"),
+        ("deepseek_v2", "legacy.gguf"),
+    ] {
         let path = format!("{}/{file}", golden(name));
         if !Path::new(&path).exists() {
             continue;
@@ -129,12 +179,25 @@ fn gguf_files_give_the_same_as_their_folders() {
         for (i, source) in [golden(name), path].iter().enumerate() {
             let to = folder.path().join(format!("{name}-{file}-{i}"));
             let to = to.to_str().unwrap().to_owned();
-            done(&[source, "-o", &to, "--scheme", "int4-rtn", "--group-size", "2"]);
+            done(&[
+                source,
+                "-o",
+                &to,
+                "--scheme",
+                "int4-rtn",
+                "--group-size",
+                "2",
+            ]);
             written.push(to);
         }
-        let (a, b) = (Checkpoint::open(Path::new(&written[0])).unwrap(), Checkpoint::open(Path::new(&written[1])).unwrap());
+        let (a, b) = (
+            Checkpoint::open(Path::new(&written[0])).unwrap(),
+            Checkpoint::open(Path::new(&written[1])).unwrap(),
+        );
         for (tensor, view) in a.tensors() {
-            let other = b.get(tensor).unwrap_or_else(|| panic!("{name}: no {tensor}"));
+            let other = b
+                .get(tensor)
+                .unwrap_or_else(|| panic!("{name}: no {tensor}"));
             assert_eq!(view.shape, other.shape, "{tensor}");
             if view.dtype.is_float() {
                 let (x, y) = (view.to_f32().unwrap(), other.to_f32().unwrap());
@@ -154,7 +217,10 @@ fn what_cannot_be_done_is_refused_with_what_can() {
     let (model, to) = (golden("llama"), folder.path().join("out"));
     let to = to.to_str().unwrap();
     let said = refusal(&[&model, "-o", to, "--scheme", "int4-rtn"]);
-    assert!(said.contains("128 does not divide") && said.contains("-1 for one group a row"), "{said}");
+    assert!(
+        said.contains("128 does not divide") && said.contains("-1 for one group a row"),
+        "{said}"
+    );
     let said = refusal(&[&model, "-o", to, "--scheme", "int8", "--format", "awq"]);
     assert!(said.contains("4 bits alone"), "{said}");
     let said = refusal(&[&model, "-o", to, "--scheme", "int4-rtn", "--format", "gguf"]);
@@ -174,22 +240,36 @@ fn what_cannot_be_done_is_refused_with_what_can() {
 fn recipes_come_from_files_and_flags_go_before_them() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = folder.path().join("recipe.json");
-    let json = r#"{"scheme": "int4-rtn", "group_size": 4, "asymmetric": true, "ignore": ["down_proj"]}"#;
+    let json =
+        r#"{"scheme": "int4-rtn", "group_size": 4, "asymmetric": true, "ignore": ["down_proj"]}"#;
     fs::write(&recipe, json).unwrap();
     let to = folder.path().join("out");
     let report = done(&[
-        &golden("llama"), "-o", to.to_str().unwrap(), "--recipe", recipe.to_str().unwrap(),
-        "--ignore", "layers\\.0\\..*up_proj",
+        &golden("llama"),
+        "-o",
+        to.to_str().unwrap(),
+        "--recipe",
+        recipe.to_str().unwrap(),
+        "--ignore",
+        "layers\\.0\\..*up_proj",
     ]);
     let kept = |name: &str| {
         let tensors = report["tensors"].as_array().unwrap();
-        let tensor = tensors.iter().find(|t| t["name"].as_str().unwrap().ends_with(name));
+        let tensor = tensors
+            .iter()
+            .find(|t| t["name"].as_str().unwrap().ends_with(name));
         tensor.unwrap()["error"] == 0.0
     };
     assert!(kept("layers.0.mlp.down_proj") && kept("layers.0.mlp.up_proj"));
     assert!(!kept("layers.1.mlp.up_proj") && !kept("layers.0.mlp.gate_proj"));
     fs::write(&recipe, r#"{"scheme": "int4-rtn", "groups": 4}"#).unwrap();
-    let said = refusal(&[&golden("llama"), "-o", "x", "--recipe", recipe.to_str().unwrap()]);
+    let said = refusal(&[
+        &golden("llama"),
+        "-o",
+        "x",
+        "--recipe",
+        recipe.to_str().unwrap(),
+    ]);
     assert!(said.contains("groups"), "{said}");
 }
 
@@ -223,8 +303,22 @@ fn killed_ten_times_at_any_moment_it_ends_with_the_same_bytes() {
     let source = with_tokenizer("deepseek_v3", folder.path());
     let args = |to: &str| -> Vec<String> {
         let args = [
-            &source, "-o", to, "--scheme", "int4-awq-gptq", "--group-size", "2", "--asymmetric",
-            "--calibration", &text, "--samples", "24", "--seqlen", "64", "--threads", "2",
+            &source,
+            "-o",
+            to,
+            "--scheme",
+            "int4-awq-gptq",
+            "--group-size",
+            "2",
+            "--asymmetric",
+            "--calibration",
+            &text,
+            "--samples",
+            "24",
+            "--seqlen",
+            "64",
+            "--threads",
+            "2",
         ];
         args.map(String::from).to_vec()
     };
@@ -238,28 +332,46 @@ fn killed_ten_times_at_any_moment_it_ends_with_the_same_bytes() {
     // Moments of the whole run in an order without one: run after run goes a little further.
     let to = folder.path().join("killed");
     let arguments = args(to.to_str().unwrap());
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(["--resume"]).collect();
+    let arguments: Vec<&str> = arguments
+        .iter()
+        .map(String::as_str)
+        .chain(["--resume"])
+        .collect();
     let mut kills = 0;
     for i in 0..10u32 {
         let share = 0.05 + 0.9 * f64::from((i * 7 + 3) % 10) / 10.0;
-        kills += u32::from(killed(command(&arguments).spawn().unwrap(), took.mul_f64(share)));
+        kills += u32::from(killed(
+            command(&arguments).spawn().unwrap(),
+            took.mul_f64(share),
+        ));
         for (name, bytes) in to.exists().then(|| contents(&to)).unwrap_or_default() {
             if name.extension().is_some_and(|e| e == "safetensors") {
-                assert!(wanted[&name] == bytes, "{} is final and not whole", name.display());
+                assert!(
+                    wanted[&name] == bytes,
+                    "{} is final and not whole",
+                    name.display()
+                );
             }
         }
     }
     assert!(kills > 0);
     done(&arguments);
     let found = contents(&to);
-    assert_eq!(wanted.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
+    assert_eq!(
+        wanted.keys().collect::<Vec<_>>(),
+        found.keys().collect::<Vec<_>>()
+    );
     for (name, bytes) in &wanted {
         assert!(found[name] == *bytes, "{} differs", name.display());
     }
     // Once more: it is finished, and says the same.
     done(&arguments);
     // Other settings do not go on with it.
-    let other: Vec<&str> = arguments.iter().copied().filter(|a| *a != "--asymmetric").collect();
+    let other: Vec<&str> = arguments
+        .iter()
+        .copied()
+        .filter(|a| *a != "--asymmetric")
+        .collect();
     let said = refusal(&other);
     assert!(said.contains("another quantization"), "{said}");
 }
@@ -273,8 +385,21 @@ fn the_number_of_threads_does_not_change_a_byte() {
     for threads in ["1", "2", "3"] {
         let to = folder.path().join(threads);
         done(&[
-            &source, "-o", to.to_str().unwrap(), "--scheme", "int4-awq-gptq", "--group-size", "2",
-            "--calibration", &text, "--samples", "8", "--seqlen", "40", "--threads", threads,
+            &source,
+            "-o",
+            to.to_str().unwrap(),
+            "--scheme",
+            "int4-awq-gptq",
+            "--group-size",
+            "2",
+            "--calibration",
+            &text,
+            "--samples",
+            "8",
+            "--seqlen",
+            "40",
+            "--threads",
+            threads,
         ]);
         written.push(fs::read(to.join("model.safetensors")).unwrap());
     }
@@ -289,14 +414,34 @@ fn experts_nobody_was_sent_to_are_calibrated_all_the_same() {
     let source = with_tokenizer("deepseek_v3", folder.path());
     let to = folder.path().join("out");
     let report = done(&[
-        &source, "-o", to.to_str().unwrap(), "--scheme", "int4-gptq", "--group-size", "2",
-        "--calibration", path.to_str().unwrap(), "--experts-only",
+        &source,
+        "-o",
+        to.to_str().unwrap(),
+        "--scheme",
+        "int4-gptq",
+        "--group-size",
+        "2",
+        "--calibration",
+        path.to_str().unwrap(),
+        "--experts-only",
     ]);
     let tensors = report["tensors"].as_array().unwrap();
-    let experts: Vec<&Value> = tensors.iter().filter(|t| t["error"].as_f64().unwrap() > 0.0).collect();
-    assert!(experts.iter().all(|t| t["name"].as_str().unwrap().contains(".experts.")));
+    let experts: Vec<&Value> = tensors
+        .iter()
+        .filter(|t| t["error"].as_f64().unwrap() > 0.0)
+        .collect();
+    assert!(
+        experts
+            .iter()
+            .all(|t| t["name"].as_str().unwrap().contains(".experts."))
+    );
     let down = |t: &&&Value| t["name"].as_str().unwrap().ends_with("down_proj");
     let downs: Vec<_> = experts.iter().filter(down).collect();
-    assert!(downs.iter().any(|t| t["note"].as_str().is_some_and(|n| n.contains("borrowed"))), "{downs:?}");
+    assert!(
+        downs
+            .iter()
+            .any(|t| t["note"].as_str().is_some_and(|n| n.contains("borrowed"))),
+        "{downs:?}"
+    );
     assert!(downs.iter().all(|t| t["error"].as_f64().unwrap() < 0.5));
 }

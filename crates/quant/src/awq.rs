@@ -99,7 +99,11 @@ impl ScaleSearch<'_> {
     /// `size^power`, over `heft^(1 − power)` where weights count too, centred on 1.
     fn candidate(&self, size: &[f32], heft: &[f32], power: f32, by_weights: bool) -> Vec<f32> {
         let scale = |(size, heft): (&f32, &f32)| {
-            let weight = if by_weights { heft.max(1e-4).powf(1.0 - power) } else { 1.0 };
+            let weight = if by_weights {
+                heft.max(1e-4).powf(1.0 - power)
+            } else {
+                1.0
+            };
             (size.powf(power) / weight).max(1e-4)
         };
         let mut scales: Vec<f32> = size.iter().zip(heft).map(scale).collect();
@@ -126,10 +130,14 @@ impl ScaleSearch<'_> {
         let n = self.hessian.n;
         let mut sums = vec![0.0f32; n];
         for row in self.rows.chunks_exact(n) {
-            let groups = row.chunks_exact(self.group).zip(sums.chunks_exact_mut(self.group));
+            let groups = row
+                .chunks_exact(self.group)
+                .zip(sums.chunks_exact_mut(self.group));
             for (weights, sums) in groups {
                 let largest = weights.iter().fold(1e-12f32, |a, w| a.max(w.abs()));
-                sums.iter_mut().zip(weights).for_each(|(s, w)| *s += w.abs() / largest);
+                sums.iter_mut()
+                    .zip(weights)
+                    .for_each(|(s, w)| *s += w.abs() / largest);
             }
         }
         let rows = (self.rows.len() / n).max(1) as f32;
@@ -229,7 +237,10 @@ pub fn quantize_clipped(
     let codes = out.codes.par_chunks_mut(CLIP_ROWS * cols);
     let scales = out.scales.par_chunks_mut(CLIP_ROWS * groups);
     let zeros = out.zeros.par_chunks_mut(CLIP_ROWS * groups);
-    let parts = codes.zip(scales).zip(zeros).zip(weights.par_chunks(CLIP_ROWS * cols));
+    let parts = codes
+        .zip(scales)
+        .zip(zeros)
+        .zip(weights.par_chunks(CLIP_ROWS * cols));
     parts.for_each(|(((codes, scales), zeros), weights)| {
         let rows = weights.len() / cols;
         for g in 0..groups {
@@ -261,13 +272,7 @@ fn bounds(values: &[f32]) -> (f32, f32) {
 }
 
 /// The best part of the range of each row's group, the group being the channels from `first` on.
-fn clip(
-    spec: GridSpec,
-    rows: &[f32],
-    hessian: &Hessian,
-    first: usize,
-    group: usize,
-) -> Vec<f32> {
+fn clip(spec: GridSpec, rows: &[f32], hessian: &Hessian, first: usize, group: usize) -> Vec<f32> {
     let count = rows.len() / group;
     let n = hessian.n;
     let block = &hessian.values[first * n..(first + group) * n];
@@ -362,7 +367,11 @@ mod tests {
         let h = hessian_of(&x, n);
         // Weights of equal size: what is loud is the input.
         let even = |(i, w): (usize, f32)| if i % n % 13 == 5 { w / 6.0 } else { w };
-        let w: Vec<f32> = correlated(24, n, 32).into_iter().enumerate().map(even).collect();
+        let w: Vec<f32> = correlated(24, n, 32)
+            .into_iter()
+            .enumerate()
+            .map(even)
+            .collect();
         let search = ScaleSearch {
             group: n,
             ..search(&h, &w)

@@ -10,8 +10,8 @@ use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::triangular_solve::{
     solve_lower_triangular_in_place, solve_upper_triangular_in_place,
 };
-use faer::traits::RealField;
 use faer::prelude::{Reborrow, ReborrowMut};
+use faer::traits::RealField;
 use faer::{Accum, MatMut, MatRef, Par};
 
 use crate::hessian::Hessian;
@@ -103,7 +103,12 @@ impl InverseFactor {
     pub fn quadratic(&self, rows: &[f32]) -> f64 {
         let n = self.n;
         let count = rows.len() / n.max(1);
-        let ordered = |row: &[f32]| self.order.iter().map(|c| row[*c as usize]).collect::<Vec<_>>();
+        let ordered = |row: &[f32]| {
+            self.order
+                .iter()
+                .map(|c| row[*c as usize])
+                .collect::<Vec<_>>()
+        };
         let d: Vec<f32> = rows.chunks_exact(n.max(1)).flat_map(ordered).collect();
         let mut product = vec![0.0f32; d.len()];
         triangular::matmul(
@@ -364,7 +369,10 @@ mod tests {
                     }
                 }
                 let wanted = f64::from(u8::from(r == c));
-                assert!((product - wanted).abs() < 2e-3, "{n}: ({r}, {c}) is {product}");
+                assert!(
+                    (product - wanted).abs() < 2e-3,
+                    "{n}: ({r}, {c}) is {product}"
+                );
             }
             let rows = correlated(3, n, 12);
             let same = f.quadratic(&rows) / hessian_of(&x, n).quadratic(&rows);
@@ -389,9 +397,15 @@ mod tests {
                 bad.values[i * n + j] = if i == j { 1.0 } else { -1.0 };
             }
         }
-        assert!(matches!(InverseFactor::new(bad.clone(), true), Err(FactorError::Indefinite)));
+        assert!(matches!(
+            InverseFactor::new(bad.clone(), true),
+            Err(FactorError::Indefinite)
+        ));
         bad.values[61] = f32::NAN;
-        assert!(matches!(InverseFactor::new(bad, true), Err(FactorError::NotFinite)));
+        assert!(matches!(
+            InverseFactor::new(bad, true),
+            Err(FactorError::NotFinite)
+        ));
         // Slightly indefinite: more damping helps.
         let mut shaky = hessian_of(&correlated(300, n, 5), n);
         let mean: f32 = (0..n).map(|i| shaky.values[i * n + i]).sum::<f32>() / n as f32;

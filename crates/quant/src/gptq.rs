@@ -42,7 +42,10 @@ pub fn quantize(
     let codes = out.codes.par_chunks_mut(ROWS * cols);
     let scales = out.scales.par_chunks_mut(ROWS * groups);
     let zeros = out.zeros.par_chunks_mut(ROWS * groups);
-    let parts = codes.zip(scales).zip(zeros).zip(weights.par_chunks(ROWS * cols));
+    let parts = codes
+        .zip(scales)
+        .zip(zeros)
+        .zip(weights.par_chunks(ROWS * cols));
     let losses: Vec<f64> = parts
         .map(|(((codes, scales), zeros), weights)| {
             let importance = Some(factor.diagonal.as_slice());
@@ -275,7 +278,14 @@ mod tests {
         let w = correlated(rows, n, 10);
         for symmetric in [true, false] {
             let factor = InverseFactor::new(h.clone(), false).unwrap();
-            let (q, _) = quantize(spec(symmetric), RangeSearch::NONE, 12, (rows, n), &w, &factor);
+            let (q, _) = quantize(
+                spec(symmetric),
+                RangeSearch::NONE,
+                12,
+                (rows, n),
+                &w,
+                &factor,
+            );
             let wanted = reference(&w, &h.values, n, &q);
             let off = q.codes.iter().zip(&wanted).filter(|(a, b)| a != b).count();
             assert!(off <= 2, "{off} of {} differ", wanted.len());
@@ -301,7 +311,10 @@ mod tests {
             let (carried, loss) = quantize(spec(true), search, group, shape, &w, &factor);
             let (plain, carried) = (error(&plain), error(&carried));
             assert!(carried < 0.8 * plain, "{carried} of {plain}");
-            assert!(loss >= carried && loss < 1.6 * carried + 1e-3, "{loss} for {carried}");
+            assert!(
+                loss >= carried && loss < 1.6 * carried + 1e-3,
+                "{loss} for {carried}"
+            );
         }
     }
 }

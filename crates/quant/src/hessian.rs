@@ -1,7 +1,7 @@
 //! What calibration says of a projection's input: `H = E[x xᵀ]`, and each channel's mean size.
 
-use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::matmul::matmul;
+use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
@@ -63,7 +63,11 @@ impl Hessian {
 
     /// Turns sums into means, and fills the upper triangle.
     pub fn finish(&mut self) {
-        let by = if self.weight > 0.0 { (1.0 / self.weight) as f32 } else { 0.0 };
+        let by = if self.weight > 0.0 {
+            (1.0 / self.weight) as f32
+        } else {
+            0.0
+        };
         let n = self.n;
         self.size.iter_mut().for_each(|s| *s *= by);
         for i in 0..n {
@@ -166,7 +170,9 @@ pub(crate) mod tests {
         let x = correlated(rows, n, 1);
         let h = hessian_of(&x, n);
         for (i, j) in [(0, 0), (3, 20), (20, 3), (22, 22)] {
-            let sum: f64 = (0..rows).map(|r| f64::from(x[r * n + i]) * f64::from(x[r * n + j])).sum();
+            let sum: f64 = (0..rows)
+                .map(|r| f64::from(x[r * n + i]) * f64::from(x[r * n + j]))
+                .sum();
             let mean = sum / rows as f64;
             assert!((f64::from(h.values[i * n + j]) - mean).abs() < 1e-4 * (1.0 + mean.abs()));
         }
@@ -182,7 +188,11 @@ pub(crate) mod tests {
         let mut sum = 0.0f64;
         for x in x.chunks_exact(n) {
             for w in w.chunks_exact(n) {
-                let y: f64 = x.iter().zip(w).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                let y: f64 = x
+                    .iter()
+                    .zip(w)
+                    .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                    .sum();
                 sum += y * y;
             }
         }
@@ -190,7 +200,11 @@ pub(crate) mod tests {
         let wanted = sum / rows as f64;
         assert!((h.quadratic(&w) / wanted - 1.0).abs() < 1e-4);
         let scales: Vec<f32> = (0..n).map(|i| 0.5 + i as f32 / 7.0).collect();
-        let scaled: Vec<f32> = w.iter().enumerate().map(|(i, w)| w * scales[i % n]).collect();
+        let scaled: Vec<f32> = w
+            .iter()
+            .enumerate()
+            .map(|(i, w)| w * scales[i % n])
+            .collect();
         h.divide_channels(&scales);
         assert!((h.quadratic(&scaled) / wanted - 1.0).abs() < 1e-4);
     }

@@ -214,8 +214,12 @@ fn words(codes: impl Iterator<Item = u8>, bits: usize, out: &mut Vec<u8>) {
 /// Floats as `dtype` stores them.
 pub(crate) fn floats(dtype: DType, values: impl Iterator<Item = f32>) -> Vec<u8> {
     match dtype {
-        DType::F16 => values.flat_map(|v| f16::from_f32(v).to_le_bytes()).collect(),
-        DType::BF16 => values.flat_map(|v| bf16::from_f32(v).to_le_bytes()).collect(),
+        DType::F16 => values
+            .flat_map(|v| f16::from_f32(v).to_le_bytes())
+            .collect(),
+        DType::BF16 => values
+            .flat_map(|v| bf16::from_f32(v).to_le_bytes())
+            .collect(),
         _ => values.flat_map(f32::to_le_bytes).collect(),
     }
 }
@@ -230,7 +234,11 @@ fn by_group<T: Copy>(q: &Quantized, values: &[T]) -> Vec<T> {
 /// Eight codes in a word, nibble `i` holding code `order[i]`.
 fn nibbles(codes: &[u8], order: [usize; 8]) -> u32 {
     let nibble = |(i, from): (usize, usize)| u32::from(codes[from] & 15) << (4 * i);
-    order.into_iter().enumerate().map(nibble).fold(0, |a, b| a | b)
+    order
+        .into_iter()
+        .enumerate()
+        .map(nibble)
+        .fold(0, |a, b| a | b)
 }
 
 fn awq(q: &Quantized) -> Vec<Vec<u8>> {
@@ -244,9 +252,15 @@ fn awq(q: &Quantized) -> Vec<Vec<u8>> {
         }
     }
     let zeros = by_group(q, &q.zeros);
-    let zeros = zeros.chunks_exact(8).flat_map(|z| nibbles(z, AWQ_ORDER).to_le_bytes());
+    let zeros = zeros
+        .chunks_exact(8)
+        .flat_map(|z| nibbles(z, AWQ_ORDER).to_le_bytes());
     let scales = by_group(q, &q.scales);
-    vec![weights, zeros.collect(), floats(DType::F16, scales.into_iter())]
+    vec![
+        weights,
+        zeros.collect(),
+        floats(DType::F16, scales.into_iter()),
+    ]
 }
 
 fn gptq(q: &Quantized) -> Vec<Vec<u8>> {
@@ -260,7 +274,9 @@ fn gptq(q: &Quantized) -> Vec<Vec<u8>> {
     }
     let zeros: Vec<u8> = by_group(q, &q.zeros);
     let less_one: Vec<u8> = zeros.iter().map(|z| z.wrapping_sub(1) & 15).collect();
-    let zeros = less_one.chunks_exact(8).flat_map(|z| nibbles(z, ORDER).to_le_bytes());
+    let zeros = less_one
+        .chunks_exact(8)
+        .flat_map(|z| nibbles(z, ORDER).to_le_bytes());
     let scales = by_group(q, &q.scales);
     let groups = (0..q.cols).flat_map(|c| ((c / q.group) as i32).to_le_bytes());
     vec![
@@ -310,7 +326,11 @@ mod tests {
         ] {
             for asymmetric in [false, true] {
                 let packer = packer(format, scheme, asymmetric);
-                let cols = if format == Format::CompressedTensors { 12 } else { 24 };
+                let cols = if format == Format::CompressedTensors {
+                    12
+                } else {
+                    24
+                };
                 let q = sample(16, cols, 4, scheme.bits());
                 let tensors = packer.tensors("m", 16, cols, 4);
                 let packed = packer.pack(&q);
@@ -331,18 +351,34 @@ mod tests {
         let (awq, gptq) = (awq(&q), gptq(&q));
         for r in 0..16 {
             for c in 0..24 {
-                assert_eq!(word(&packed[0], r * 3 + c / 8) >> (c % 8 * 4) & 15, code(r, c));
+                assert_eq!(
+                    word(&packed[0], r * 3 + c / 8) >> (c % 8 * 4) & 15,
+                    code(r, c)
+                );
                 let nibble = AWQ_ORDER.iter().position(|o| *o == r % 8).unwrap();
-                assert_eq!(word(&awq[0], c * 2 + r / 8) >> (4 * nibble) & 15, code(r, c));
-                assert_eq!(word(&gptq[0], c / 8 * 16 + r) >> (c % 8 * 4) & 15, code(r, c));
+                assert_eq!(
+                    word(&awq[0], c * 2 + r / 8) >> (4 * nibble) & 15,
+                    code(r, c)
+                );
+                assert_eq!(
+                    word(&gptq[0], c / 8 * 16 + r) >> (c % 8 * 4) & 15,
+                    code(r, c)
+                );
             }
             for g in 0..6 {
-                assert_eq!(word(&packed[3], r / 8 * 6 + g) >> (r % 8 * 4) & 15, zero(r, g));
+                assert_eq!(
+                    word(&packed[3], r / 8 * 6 + g) >> (r % 8 * 4) & 15,
+                    zero(r, g)
+                );
                 let nibble = AWQ_ORDER.iter().position(|o| *o == r % 8).unwrap();
-                assert_eq!(word(&awq[1], g * 2 + r / 8) >> (4 * nibble) & 15, zero(r, g));
+                assert_eq!(
+                    word(&awq[1], g * 2 + r / 8) >> (4 * nibble) & 15,
+                    zero(r, g)
+                );
                 let stored = word(&gptq[1], g * 2 + r / 8) >> (r % 8 * 4) & 15;
                 assert_eq!((stored + 1) & 15, zero(r, g));
-                let scale = f16::from_le_bytes(gptq[2][(g * 16 + r) * 2..][..2].try_into().unwrap());
+                let scale =
+                    f16::from_le_bytes(gptq[2][(g * 16 + r) * 2..][..2].try_into().unwrap());
                 assert_eq!(scale.to_f32(), q.scales[r * 6 + g]);
             }
         }

@@ -60,7 +60,9 @@ impl Quantized {
     /// What row `row` stands for.
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
         let codes = &self.codes[row * self.cols..(row + 1) * self.cols];
-        let groups = codes.chunks_exact(self.group).zip(out.chunks_exact_mut(self.group));
+        let groups = codes
+            .chunks_exact(self.group)
+            .zip(out.chunks_exact_mut(self.group));
         for (g, (codes, out)) in groups.enumerate() {
             let grid = self.grid(row, g);
             for (out, &code) in out.iter_mut().zip(codes) {

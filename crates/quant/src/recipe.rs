@@ -130,9 +130,13 @@ impl fmt::Display for Format {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // each message names its fields
 pub enum RecipeError {
-    #[error("{name:?} is no scheme; there are int8, int8-a8, int4-rtn, int4-gptq, int4-awq and int4-awq-gptq")]
+    #[error(
+        "{name:?} is no scheme; there are int8, int8-a8, int4-rtn, int4-gptq, int4-awq and int4-awq-gptq"
+    )]
     UnknownScheme { name: String },
-    #[error("the {format} format holds {holds} alone, not {scheme}: use --format compressed-tensors")]
+    #[error(
+        "the {format} format holds {holds} alone, not {scheme}: use --format compressed-tensors"
+    )]
     FormatScheme {
         format: Format,
         scheme: Scheme,
@@ -142,14 +146,18 @@ pub enum RecipeError {
     GroupedActivations,
     #[error("int8-a8 is symmetric: leave --asymmetric out")]
     AsymmetricActivations,
-    #[error("a group of {group} does not divide the {cols} inputs of {tensor}; these divide every row that is quantized: {fitting}")]
+    #[error(
+        "a group of {group} does not divide the {cols} inputs of {tensor}; these divide every row that is quantized: {fitting}"
+    )]
     Group {
         group: usize,
         cols: usize,
         tensor: String,
         fitting: String,
     },
-    #[error("{tensor} has {rows} outputs by {cols} inputs, and the {format} format packs eight {which} into a word: keep it with --ignore, or use --format compressed-tensors")]
+    #[error(
+        "{tensor} has {rows} outputs by {cols} inputs, and the {format} format packs eight {which} into a word: keep it with --ignore, or use --format compressed-tensors"
+    )]
     Packing {
         tensor: String,
         rows: usize,
@@ -231,7 +239,13 @@ impl Recipe {
                 && !ignored.is_match(t.module())
         };
         let chosen: Vec<bool> = tensors.iter().map(wanted).collect();
-        let picked = || tensors.iter().zip(&chosen).filter(|(_, c)| **c).map(|(t, _)| t);
+        let picked = || {
+            tensors
+                .iter()
+                .zip(&chosen)
+                .filter(|(_, c)| **c)
+                .map(|(t, _)| t)
+        };
         if picked().next().is_none() {
             let why = match self.experts_only {
                 true => "the model has no experts, or all are ignored",
@@ -382,14 +396,26 @@ mod tests {
         let mut recipe = Recipe::new(Scheme::Int4Gptq);
         assert_eq!(recipe.select(&tensors).unwrap(), [true, false, true, false]);
         recipe.ignore = vec!["q_proj$".into()];
-        assert_eq!(recipe.select(&tensors).unwrap(), [false, false, true, false]);
+        assert_eq!(
+            recipe.select(&tensors).unwrap(),
+            [false, false, true, false]
+        );
         recipe.ignore.clear();
         recipe.experts_only = true;
-        assert_eq!(recipe.select(&tensors).unwrap(), [false, false, true, false]);
+        assert_eq!(
+            recipe.select(&tensors).unwrap(),
+            [false, false, true, false]
+        );
         recipe.ignore = vec!["proj".into()];
-        assert!(matches!(recipe.select(&tensors), Err(RecipeError::Nothing { .. })));
+        assert!(matches!(
+            recipe.select(&tensors),
+            Err(RecipeError::Nothing { .. })
+        ));
         recipe.ignore = vec!["(".into()];
-        assert!(matches!(recipe.select(&tensors), Err(RecipeError::Pattern(_))));
+        assert!(matches!(
+            recipe.select(&tensors),
+            Err(RecipeError::Pattern(_))
+        ));
     }
 
     #[test]
@@ -397,12 +423,21 @@ mod tests {
         let tensors = [linear("q", 12, 128, Role::Q)];
         let mut recipe = Recipe::new(Scheme::Int8);
         recipe.format = Format::Awq;
-        assert!(matches!(recipe.select(&tensors), Err(RecipeError::FormatScheme { .. })));
+        assert!(matches!(
+            recipe.select(&tensors),
+            Err(RecipeError::FormatScheme { .. })
+        ));
         let mut recipe = Recipe::new(Scheme::Int4Awq);
         recipe.format = Format::Awq;
-        assert!(matches!(recipe.select(&tensors), Err(RecipeError::Packing { .. })));
+        assert!(matches!(
+            recipe.select(&tensors),
+            Err(RecipeError::Packing { .. })
+        ));
         let mut recipe = Recipe::new(Scheme::Int8A8);
         recipe.group_size = Some(64);
-        assert!(matches!(recipe.select(&tensors), Err(RecipeError::GroupedActivations)));
+        assert!(matches!(
+            recipe.select(&tensors),
+            Err(RecipeError::GroupedActivations)
+        ));
     }
 }

@@ -84,7 +84,9 @@ impl Fit<'_> {
     fn error(&self, grid: Grid, max_code: f32) -> f32 {
         let inverse = 1.0 / grid.scale;
         let round = |w: f32| {
-            let code = (w * inverse + grid.zero).clamp(0.0, max_code).round_ties_even();
+            let code = (w * inverse + grid.zero)
+                .clamp(0.0, max_code)
+                .round_ties_even();
             (code - grid.zero) * grid.scale - w
         };
         match self.importance {
@@ -105,7 +107,10 @@ impl Fit<'_> {
 fn sum(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0.0f32; BLOCK];
     let whole = a.len() / BLOCK * BLOCK;
-    for (a, b) in a[..whole].chunks_exact(BLOCK).zip(b[..whole].chunks_exact(BLOCK)) {
+    for (a, b) in a[..whole]
+        .chunks_exact(BLOCK)
+        .zip(b[..whole].chunks_exact(BLOCK))
+    {
         for i in 0..BLOCK {
             lanes[i] += f(a[i], b[i]);
         }
@@ -237,7 +242,14 @@ pub fn quantize(
     let weights = weights.par_chunks(ROWS * cols);
     let parts = codes.zip(scales).zip(zeros).zip(weights);
     parts.for_each(|(((codes, scales), zeros), weights)| {
-        quantize_rows(spec, search, group, weights, importance, (codes, scales, zeros));
+        quantize_rows(
+            spec,
+            search,
+            group,
+            weights,
+            importance,
+            (codes, scales, zeros),
+        );
     });
     out
 }
@@ -252,7 +264,9 @@ pub fn quantize_rows(
     (codes, scales, zeros): (&mut [u8], &mut [f32], &mut [u8]),
 ) {
     let per_row = importance.map_or(1, |h| h.len() / group).max(1);
-    let parts = codes.chunks_exact_mut(group).zip(weights.chunks_exact(group));
+    let parts = codes
+        .chunks_exact_mut(group)
+        .zip(weights.chunks_exact(group));
     let grids = scales.iter_mut().zip(zeros);
     for (g, ((codes, weights), (scale, zero))) in parts.zip(grids).enumerate() {
         let importance = importance.map(|h| &h[g % per_row * group..][..group]);
@@ -300,7 +314,8 @@ mod tests {
             (scale, f64::from((-min / scale).round_ties_even()))
         };
         let scale = f64::from(scale);
-        let code = |w: &f32| ((f64::from(*w) / scale + zero).clamp(0.0, top)).round_ties_even() as u8;
+        let code =
+            |w: &f32| ((f64::from(*w) / scale + zero).clamp(0.0, top)).round_ties_even() as u8;
         (scale, zero, w.iter().map(code).collect())
     }
 
@@ -335,9 +350,13 @@ mod tests {
             let mut d = vec![0.0; w.len()];
             q.dequantize_into(None, &mut d);
             let sum = d.iter().zip(&w).enumerate();
-            sum.map(|(i, (a, b))| f64::from((a - b).powi(2) * importance[i % 64])).sum::<f64>()
+            sum.map(|(i, (a, b))| f64::from((a - b).powi(2) * importance[i % 64]))
+                .sum::<f64>()
         };
-        let (plain, fine) = (error(RangeSearch::NONE, true), error(RangeSearch::FINE, true));
+        let (plain, fine) = (
+            error(RangeSearch::NONE, true),
+            error(RangeSearch::FINE, true),
+        );
         assert!(fine < 0.9 * plain, "{fine} of {plain}");
         assert!(fine <= error(RangeSearch::FINE, false));
     }

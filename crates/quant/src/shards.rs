@@ -213,8 +213,10 @@ impl ShardWriter {
                 .write(true)
                 .open(&path);
             let file = open.map_err(io_error(&path))?;
-            file.set_len(shard.bytes() as u64).map_err(io_error(&path))?;
-            file.write_all_at(&shard.header, 0).map_err(io_error(&path))?;
+            file.set_len(shard.bytes() as u64)
+                .map_err(io_error(&path))?;
+            file.write_all_at(&shard.header, 0)
+                .map_err(io_error(&path))?;
             files.push(file);
         }
         Ok(ShardWriter {
@@ -340,7 +342,12 @@ mod tests {
     #[test]
     fn shards_fill_up_and_are_named_when_whole() {
         let folder = tempfile::tempdir().unwrap();
-        let tensors = [tensor("b", 10), tensor("a", 5), tensor("c", 100), tensor("d", 1)];
+        let tensors = [
+            tensor("b", 10),
+            tensor("a", 5),
+            tensor("c", 100),
+            tensor("d", 1),
+        ];
         let layout = Layout::new(&tensors, 64);
         let index = layout.index().unwrap();
         assert_eq!(index["weight_map"]["d"], "model-00003-of-00003.safetensors");
@@ -355,9 +362,20 @@ mod tests {
         writer.write_part("b", 8, &[2; 32], 40).unwrap();
         writer.write_part("b", 0, &[3; 8], 40).unwrap();
         writer.write("d", &[4; 4]).unwrap();
-        assert!(matches!(writer.write("d", &[4; 5]), Err(WriteError::Size { .. })));
-        assert!(matches!(writer.write("e", &[]), Err(WriteError::Size { .. })));
-        assert!(!folder.path().join("model-00001-of-00003.safetensors").exists());
+        assert!(matches!(
+            writer.write("d", &[4; 5]),
+            Err(WriteError::Size { .. })
+        ));
+        assert!(matches!(
+            writer.write("e", &[]),
+            Err(WriteError::Size { .. })
+        ));
+        assert!(
+            !folder
+                .path()
+                .join("model-00001-of-00003.safetensors")
+                .exists()
+        );
         writer.finish().unwrap();
         let mut total = 0;
         for entry in fs::read_dir(folder.path()).unwrap() {

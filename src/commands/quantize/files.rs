@@ -3,8 +3,8 @@
 use anyhow::{Result, bail};
 use scrimp_checkpoint::{Checkpoint, Format};
 use scrimp_model::{
-    Architecture, AttentionConfig, GqaConfig, GroupScore, MlaConfig, MoeConfig, MoeLayerFreq,
-    ModelConfig, RopeConfig, RopeScaling, Scoring,
+    Architecture, AttentionConfig, GqaConfig, GroupScore, MlaConfig, ModelConfig, MoeConfig,
+    MoeLayerFreq, RopeConfig, RopeScaling, Scoring,
 };
 use scrimp_tensor::DType;
 use serde_json::{Map, Value, json};
@@ -286,17 +286,37 @@ mod tests {
     fn configurations_survive_the_way_to_json_and_back() {
         let goldens = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens");
         for name in [
-            "llama", "llama_head_dim", "llama_rope_linear", "llama_rope_llama3", "qwen2", "qwen2_yarn",
-            "qwen3", "qwen3_moe", "qwen3_moe_mixed", "deepseek_v2", "deepseek_v2_q_lora",
-            "deepseek_v3", "deepseek_v3_no_q_lora",
+            "llama",
+            "llama_head_dim",
+            "llama_rope_linear",
+            "llama_rope_llama3",
+            "qwen2",
+            "qwen2_yarn",
+            "qwen3",
+            "qwen3_moe",
+            "qwen3_moe_mixed",
+            "deepseek_v2",
+            "deepseek_v2_q_lora",
+            "deepseek_v3",
+            "deepseek_v3_no_q_lora",
         ] {
             let path = std::path::Path::new(goldens).join(name);
             let config = Checkpoint::open(&path).unwrap().config().unwrap();
             let json = config_json(&config, DType::F32).unwrap();
             let mut back = ModelConfig::from_hf(&json).unwrap_or_else(|e| panic!("{name}: {e}"));
             back.eos_token_ids.clone_from(&config.eos_token_ids);
-            if let (RopeScaling::Yarn { attention_factor: a, softmax_scale: s, .. }, RopeScaling::Yarn { attention_factor: b, softmax_scale: t, .. }) =
-                (&mut back.rope.scaling, &config.rope.scaling)
+            if let (
+                RopeScaling::Yarn {
+                    attention_factor: a,
+                    softmax_scale: s,
+                    ..
+                },
+                RopeScaling::Yarn {
+                    attention_factor: b,
+                    softmax_scale: t,
+                    ..
+                },
+            ) = (&mut back.rope.scaling, &config.rope.scaling)
             {
                 assert!((*a - b).abs() < 1e-5 && (*s - t).abs() < 1e-5, "{name}");
                 (*a, *s) = (*b, *t);

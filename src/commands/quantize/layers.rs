@@ -49,7 +49,10 @@ const SLOTS: [(Role, Slot); 34] = [
 
 /// The role of a slot; none of the two halves that newer GGUF files cut `kv_b` into.
 pub fn role_of(slot: Slot) -> Option<Role> {
-    SLOTS.iter().find(|(_, s)| *s == slot).map(|(role, _)| *role)
+    SLOTS
+        .iter()
+        .find(|(_, s)| *s == slot)
+        .map(|(role, _)| *role)
 }
 
 fn slot_of(role: Role) -> Slot {
@@ -95,7 +98,9 @@ impl Calibrator for Layers {
         shape: (usize, usize),
         values: &[f32],
     ) -> Result<(), CalibrateError> {
-        self.0.set_matrix(slot_of(role), shape, values).map_err(failed)
+        self.0
+            .set_matrix(slot_of(role), shape, values)
+            .map_err(failed)
     }
 
     fn drop_matrix(&mut self, role: Role) -> Result<(), CalibrateError> {

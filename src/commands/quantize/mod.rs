@@ -76,8 +76,16 @@ pub fn quantize(args: &QuantizeArgs) -> Result<()> {
         threads,
     };
     let predicted = baseline + job.plan()?.peak_bytes;
-    terminal::note(&announcement(&job, &recipe, set.as_ref(), predicted, limit)?);
-    let team = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+    terminal::note(&announcement(
+        &job,
+        &recipe,
+        set.as_ref(),
+        predicted,
+        limit,
+    )?);
+    let team = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()?;
     machine::reset_peak_rss();
     let report = watched(&team, job)?;
     let outcome = Outcome {
@@ -240,9 +248,17 @@ fn announcement(
         Some(group) => format!("groups of {group}"),
         None => "one group a row".to_owned(),
     };
-    let kind = if recipe.asymmetric { "asymmetric" } else { "symmetric" };
+    let kind = if recipe.asymmetric {
+        "asymmetric"
+    } else {
+        "symmetric"
+    };
     let tokens = match set {
-        Some(set) => format!("{} tokens in {} sequences", set.tokens(), set.sequences.len()),
+        Some(set) => format!(
+            "{} tokens in {} sequences",
+            set.tokens(),
+            set.sequences.len()
+        ),
         None => "no calibration".to_owned(),
     };
     Ok(format!(
@@ -272,10 +288,22 @@ fn json(report: &Report, outcome: &Outcome) -> Result<String> {
 const LISTED: usize = 40;
 
 fn text(report: &Report, outcome: &Outcome) -> String {
-    let mut rows = vec![["tensor", "scheme", "error", "tokens", ""].map(String::from).to_vec()];
+    let mut rows = vec![
+        ["tensor", "scheme", "error", "tokens", ""]
+            .map(String::from)
+            .to_vec(),
+    ];
     let quantized = || report.tensors.iter().filter(|t| t.error > 0.0);
-    let mut worst: Vec<_> = report.tensors.iter().filter(|t| t.error > 0.0 || t.note.is_some()).collect();
-    worst.sort_by(|a, b| (b.note.is_some(), b.error).partial_cmp(&(a.note.is_some(), a.error)).unwrap_or(std::cmp::Ordering::Equal));
+    let mut worst: Vec<_> = report
+        .tensors
+        .iter()
+        .filter(|t| t.error > 0.0 || t.note.is_some())
+        .collect();
+    worst.sort_by(|a, b| {
+        (b.note.is_some(), b.error)
+            .partial_cmp(&(a.note.is_some(), a.error))
+            .unwrap_or(std::cmp::Ordering::Equal)
+    });
     for tensor in worst.iter().take(LISTED) {
         rows.push(vec![
             tensor.name.clone(),
@@ -286,8 +314,18 @@ fn text(report: &Report, outcome: &Outcome) -> String {
         ]);
     }
     let more = worst.len().saturating_sub(LISTED);
-    let more = if more > 0 { format!("and {more} more, with less error\n") } else { String::new() };
-    let peak = outcome.peak.map_or_else(String::new, |p| format!(", peak {} (predicted {})", HumanBytes(p), HumanBytes(outcome.predicted)));
+    let more = if more > 0 {
+        format!("and {more} more, with less error\n")
+    } else {
+        String::new()
+    };
+    let peak = outcome.peak.map_or_else(String::new, |p| {
+        format!(
+            ", peak {} (predicted {})",
+            HumanBytes(p),
+            HumanBytes(outcome.predicted)
+        )
+    });
     format!(
         "{}{more}{} tensors quantized, mean error {:.4}; {} -> {}, {:.3} bits a weight; {:.1} s{peak}\n",
         terminal::table(&rows),

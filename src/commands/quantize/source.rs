@@ -57,7 +57,8 @@ impl<'a> CheckpointSource<'a> {
             float,
             last_keys: Mutex::new((usize::MAX, 0, Vec::new())),
         };
-        let mut order: BTreeMap<(Option<usize>, Role, usize), (SourceTensor, Origin)> = BTreeMap::new();
+        let mut order: BTreeMap<(Option<usize>, Role, usize), (SourceTensor, Origin)> =
+            BTreeMap::new();
         for entry in &inventory.entries {
             if let Some((tensor, origin)) = source.describe(entry, config)? {
                 let key = (tensor.layer, tensor.role, tensor.expert.unwrap_or(0));
@@ -97,11 +98,16 @@ impl<'a> CheckpointSource<'a> {
                     value,
                     latent: mla.kv_lora_rank,
                 };
-                (vec![mla.num_heads * (nope + value), mla.kv_lora_rank], origin)
+                (
+                    vec![mla.num_heads * (nope + value), mla.kv_lora_rank],
+                    origin,
+                )
             }
             _ => {
                 let shape = match spec.kind {
-                    Kind::Matrix { rows, cols } | Kind::FloatMatrix { rows, cols } => vec![rows, cols],
+                    Kind::Matrix { rows, cols } | Kind::FloatMatrix { rows, cols } => {
+                        vec![rows, cols]
+                    }
                     Kind::Vector { len } => vec![len],
                 };
                 (shape, self.origin(entry, config))
@@ -151,17 +157,26 @@ impl<'a> CheckpointSource<'a> {
     }
 
     fn view(&self, tensor: &str) -> Result<TensorView<'_>, String> {
-        self.checkpoint.get(tensor).ok_or_else(|| format!("{tensor} is gone"))
+        self.checkpoint
+            .get(tensor)
+            .ok_or_else(|| format!("{tensor} is gone"))
     }
 
-    fn read_stored(&self, tensor: &str, row: usize, cols: usize, out: &mut [f32]) -> Result<(), String> {
+    fn read_stored(
+        &self,
+        tensor: &str,
+        row: usize,
+        cols: usize,
+        out: &mut [f32],
+    ) -> Result<(), String> {
         let view = self.view(tensor)?;
         let rows = view.shape.iter().product::<usize>() / cols.max(1);
         if view.dtype == DType::F8E4M3 {
             let (tile_rows, tile_cols) = self.tile;
             let scales = self.view(&format!("{tensor}_scale_inv"))?;
             let scales = scales.to_f32().map_err(|e| e.to_string())?;
-            let tiled = MatrixView::from_fp8_tiles(rows, cols, view.bytes, &scales, (tile_rows, tile_cols));
+            let tiled =
+                MatrixView::from_fp8_tiles(rows, cols, view.bytes, &scales, (tile_rows, tile_cols));
             let tiled = tiled.map_err(|e| e.to_string())?;
             for (i, out) in out.chunks_exact_mut(cols).enumerate() {
                 tiled.decode_row(row + i, out).map_err(|e| e.to_string())?;
@@ -191,7 +206,10 @@ impl<'a> CheckpointSource<'a> {
                 self.read_stored(values, head * value + row - nope, latent, out)?;
                 continue;
             }
-            let mut last = self.last_keys.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut last = self
+                .last_keys
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             if (last.0, last.1) != (index, head) {
                 let mut decoded = vec![0.0; latent * nope];
                 self.read_stored(keys, head * latent, nope, &mut decoded)?;
@@ -207,8 +225,13 @@ impl<'a> CheckpointSource<'a> {
 
 /// Type of the output's floats: the embedding's, where it is a plain float.
 fn float_type(checkpoint: &Checkpoint, inventory: &Inventory) -> DType {
-    let embedding = inventory.entries.iter().find(|e| e.spec.id.slot == Slot::Embedding);
-    let dtype = embedding.and_then(|e| checkpoint.get(&e.spec.tensor)).map(|t| t.dtype);
+    let embedding = inventory
+        .entries
+        .iter()
+        .find(|e| e.spec.id.slot == Slot::Embedding);
+    let dtype = embedding
+        .and_then(|e| checkpoint.get(&e.spec.tensor))
+        .map(|t| t.dtype);
     dtype.filter(|d| is_plain(*d)).unwrap_or(DType::BF16)
 }
 
@@ -231,7 +254,9 @@ impl Source for CheckpointSource<'_> {
         let tensor = &self.tensors[index];
         let cols = tensor.cols();
         let read = match &self.origins[index] {
-            Origin::Stored { tensor, first_row } => self.read_stored(tensor, first_row + first, cols, out),
+            Origin::Stored { tensor, first_row } => {
+                self.read_stored(tensor, first_row + first, cols, out)
+            }
             Origin::Interleaved {
                 tensor: name,
                 head_dim,

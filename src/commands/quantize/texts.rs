@@ -77,9 +77,15 @@ pub fn calibration(
         "{from} has no text of at least {LEAST_TOKENS} tokens to calibrate on"
     );
     let vocab = opened.config.vocab_size;
-    let unknown = set.sequences.iter().flatten().find(|t| **t as usize >= vocab);
+    let unknown = set
+        .sequences
+        .iter()
+        .flatten()
+        .find(|t| **t as usize >= vocab);
     if let Some(token) = unknown {
-        bail!("the tokenizer gives token {token}, but the model has {vocab}: they do not belong together");
+        bail!(
+            "the tokenizer gives token {token}, but the model has {vocab}: they do not belong together"
+        );
     }
     Ok(set)
 }
@@ -92,9 +98,14 @@ fn text(opened: &Opened, from: &str, wanted: &Wanted) -> Result<CalibrationSet> 
     let body = wanted.seqlen.saturating_sub(prefix.len()).max(1);
     // No more is read than is used, several times over: tokenizing takes time.
     let tokens = tokenizer.encode(cut(&text, body * wanted.samples * 24), false)?;
-    let pieces: Vec<&[u32]> = tokens.chunks(body).filter(|p| p.len() >= LEAST_TOKENS.min(body)).collect();
+    let pieces: Vec<&[u32]> = tokens
+        .chunks(body)
+        .filter(|p| p.len() >= LEAST_TOKENS.min(body))
+        .collect();
     let picked = pick(pieces.len(), wanted);
-    let sequences = picked.map(|i| [prefix.as_slice(), pieces[i]].concat()).collect();
+    let sequences = picked
+        .map(|i| [prefix.as_slice(), pieces[i]].concat())
+        .collect();
     Ok(CalibrationSet { sequences })
 }
 
@@ -110,7 +121,11 @@ fn cut(text: &str, bytes: usize) -> &str {
 /// `samples` of `count`, evenly spread, shifted by the seed.
 fn pick(count: usize, wanted: &Wanted) -> impl Iterator<Item = usize> + use<> {
     let taken = wanted.samples.min(count);
-    let shift = if count > 0 { wanted.seed as usize % count } else { 0 };
+    let shift = if count > 0 {
+        wanted.seed as usize % count
+    } else {
+        0
+    };
     (0..taken).map(move |i| (i * count / taken + shift) % count)
 }
 
@@ -189,7 +204,8 @@ fn own_words(
         let request = request(opened, i, wanted)?;
         sequences.push(request.prompt.clone());
         let sender = sender.clone();
-        let sink = Box::new(move |update: scrimp_engine::Update| sender.send((i, update.event)).is_ok());
+        let sink =
+            Box::new(move |update: scrimp_engine::Update| sender.send((i, update.event)).is_ok());
         launched.handle.submit(request, sink)?;
     }
     drop(sender);
@@ -222,7 +238,11 @@ fn request(opened: &Opened, i: usize, wanted: &Wanted) -> Result<GenerateRequest
         QUESTIONS[i / 2 % QUESTIONS.len()].to_owned()
     };
     let mut request = match &opened.text.template {
-        Some(_) => prompting::chat(opened, &[prompting::message("user", &question)], &Map::new())?,
+        Some(_) => prompting::chat(
+            opened,
+            &[prompting::message("user", &question)],
+            &Map::new(),
+        )?,
         None => prompting::continuation(opened, &question)?,
     };
     request.max_tokens = Some(wanted.seqlen.saturating_sub(request.prompt.len()).max(1));

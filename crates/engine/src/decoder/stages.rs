@@ -113,7 +113,9 @@ impl<B: Backend> LayerStages<B> {
         let positions: Vec<u32> = (0..rows as u32).collect();
         let mut cos_sin = vec![0.0; rows * self.config.rope.dim];
         let inv_freq = self.config.rope.inv_freq();
-        self.config.rope.cos_sin(&inv_freq, &positions, &mut cos_sin);
+        self.config
+            .rope
+            .cos_sin(&inv_freq, &positions, &mut cos_sin);
         self.room = Some(Room {
             rows,
             scratch: scratch::allocate(backend, &self.config, &limits(rows))?,
@@ -205,7 +207,8 @@ impl<B: Backend> LayerStages<B> {
         let Some(room) = &mut self.room else { return };
         let norm = norm(&self.layer.attention_norm, &self.config);
         self.backend.write(&mut room.input, hidden);
-        self.backend.rms_norm(&room.input, rows, norm, &mut room.output);
+        self.backend
+            .rms_norm(&room.input, rows, norm, &mut room.output);
         out.copy_from_slice(&self.backend.read(&room.output, out.len()));
     }
 
@@ -213,7 +216,9 @@ impl<B: Backend> LayerStages<B> {
     pub fn query_input(&mut self, hidden: &[f32], rows: usize, out: &mut [f32]) {
         let Some(room) = &mut self.room else { return };
         let AttentionWeights::Mla(MlaWeights {
-            q: MlaQuery::LowRank { a, norm: q_norm, .. },
+            q: MlaQuery::LowRank {
+                a, norm: q_norm, ..
+            },
             ..
         }) = &self.layer.attention
         else {
@@ -238,7 +243,8 @@ impl<B: Backend> LayerStages<B> {
             dim: out.len() / rows.max(1),
             eps: attention::LATENT_NORM_EPS,
         };
-        self.backend.rms_norm(&room.scratch.q_low, rows, norm, &mut room.output);
+        self.backend
+            .rms_norm(&room.scratch.q_low, rows, norm, &mut room.output);
         out.copy_from_slice(&self.backend.read(&room.output, out.len()));
     }
 
@@ -282,24 +288,28 @@ impl<B: Backend> LayerStages<B> {
         let Some(room) = &mut self.room else { return };
         let norm = norm(&self.layer.mlp_norm, &self.config);
         self.backend.write(&mut room.input, hidden);
-        self.backend.rms_norm(&room.input, rows, norm, &mut room.output);
+        self.backend
+            .rms_norm(&room.input, rows, norm, &mut room.output);
         out.copy_from_slice(&self.backend.read(&room.output, out.len()));
     }
 
     /// What a down projection reads.
     pub fn gated(&mut self, tower: Tower, normed: &[f32], rows: usize, out: &mut [f32]) {
-        let (Some(room), Some(mlp)) = (&mut self.room, mlp(&self.layer, &self.expert, tower)) else {
+        let (Some(room), Some(mlp)) = (&mut self.room, mlp(&self.layer, &self.expert, tower))
+        else {
             return;
         };
         self.backend.write(&mut room.input, normed);
         let input = plain(&room.input, rows);
-        self.backend.gate_up_silu(input, &mlp.gate, &mlp.up, &mut room.output);
+        self.backend
+            .gate_up_silu(input, &mlp.gate, &mlp.up, &mut room.output);
         out.copy_from_slice(&self.backend.read(&room.output, out.len()));
     }
 
     /// The down projection of rows of [`LayerStages::gated`].
     pub fn down(&mut self, tower: Tower, gated: &[f32], rows: usize, out: &mut [f32]) {
-        let (Some(room), Some(mlp)) = (&mut self.room, mlp(&self.layer, &self.expert, tower)) else {
+        let (Some(room), Some(mlp)) = (&mut self.room, mlp(&self.layer, &self.expert, tower))
+        else {
             return;
         };
         self.backend.write(&mut room.input, gated);
@@ -309,7 +319,8 @@ impl<B: Backend> LayerStages<B> {
             out: &mut room.output,
             accumulate: false,
         };
-        self.backend.linear(plain(&room.input, rows), &mut [projection]);
+        self.backend
+            .linear(plain(&room.input, rows), &mut [projection]);
         out.copy_from_slice(&self.backend.read(&room.output, out.len()));
     }
 
@@ -493,7 +504,10 @@ fn empty_layer<B: Backend>(
             o: empty_linear(backend)?,
         }),
     };
-    let shared = config.moe.as_ref().is_some_and(|m| m.num_shared_experts > 0);
+    let shared = config
+        .moe
+        .as_ref()
+        .is_some_and(|m| m.num_shared_experts > 0);
     let mlp = match config.layer(index).mlp {
         MlpSpec::Dense { .. } => LayerMlp::Dense(empty_mlp(backend)?),
         MlpSpec::Moe => LayerMlp::Moe(MoeWeights {

@@ -39,7 +39,10 @@ impl LayerRun<'_, '_> {
         let count = self.job.source.tensors()[router].rows();
         let mut readers = self.all(&[R::Router, R::SharedGate, R::SharedUp]);
         for expert in 0..count {
-            readers.extend([self.expert(R::ExpertGate, expert)?, self.expert(R::ExpertUp, expert)?]);
+            readers.extend([
+                self.expert(R::ExpertGate, expert)?,
+                self.expert(R::ExpertUp, expert)?,
+            ]);
         }
         let input = self.normed_input(ranges, calibrator, norm, &readers)?;
         self.write_norm(norm, &input, said)?;
@@ -52,7 +55,12 @@ impl LayerRun<'_, '_> {
             self.feed_forward(Tower::Shared, &input, ranges, calibrator, said)?;
         }
         let tokens: usize = ranges.iter().map(|(_, rows)| rows).sum();
-        let most = ranges.iter().map(|(_, rows)| *rows).max().unwrap_or(1).max(1);
+        let most = ranges
+            .iter()
+            .map(|(_, rows)| *rows)
+            .max()
+            .unwrap_or(1)
+            .max(1);
         for (expert, sent) in sent.iter().enumerate() {
             self.one_expert(expert, sent, (tokens, most), &input, calibrator, said)?;
         }
@@ -140,10 +148,21 @@ impl LayerRun<'_, '_> {
                 moments.add(out, BORROWED);
             }
             let (own, more) = (sent.rows.len(), borrowed.len());
-            add_note(&mut note, Some(format!("{own} tokens sent, {more} borrowed")));
+            add_note(
+                &mut note,
+                Some(format!("{own} tokens sent, {more} borrowed")),
+            );
         }
         moments.finish();
-        self.down(down, moments, rising, sent.rows.len(), note, calibrator, said)?;
+        self.down(
+            down,
+            moments,
+            rising,
+            sent.rows.len(),
+            note,
+            calibrator,
+            said,
+        )?;
         let [_, next] = self.stores()?;
         let parts = sent.rows.chunks(most).zip(sent.weights.chunks(most));
         for (i, (rows, weights)) in parts.enumerate() {
@@ -173,10 +192,16 @@ fn add_rows(
     values: &[f32],
 ) -> Result<(), JobError> {
     let mut row_values = vec![0.0; store.width()];
-    let parts = rows.iter().zip(weights).zip(values.chunks_exact(store.width()));
+    let parts = rows
+        .iter()
+        .zip(weights)
+        .zip(values.chunks_exact(store.width()));
     for ((&row, &weight), values) in parts {
         store.read(row as usize, &mut row_values)?;
-        row_values.iter_mut().zip(values).for_each(|(x, y)| *x += weight * y);
+        row_values
+            .iter_mut()
+            .zip(values)
+            .for_each(|(x, y)| *x += weight * y);
         store.write(row as usize, &row_values)?;
     }
     Ok(())

@@ -150,9 +150,10 @@ impl Input {
             }
             // Clipping queries and keys changes which tokens are looked at: their ranges are
             // searched by their weights' errors alone.
-            Known::Moments(hessian) if clips(scheme, role) => {
-                (awq::quantize_clipped(spec, group, shape, weights, hessian), scheme)
-            }
+            Known::Moments(hessian) if clips(scheme, role) => (
+                awq::quantize_clipped(spec, group, shape, weights, hessian),
+                scheme,
+            ),
             Known::Moments(hessian) => {
                 let diagonal = finite(hessian.diagonal());
                 let search = match scheme.bits() {
@@ -229,11 +230,7 @@ pub(super) fn needs_exact(job: &Job<'_>, plan: &JobPlan, readers: &[usize]) -> b
 }
 
 /// Scales that are written into a vector of `dtype`: what they come to once it is rounded.
-pub(super) fn settle(
-    job: &Job<'_>,
-    norm: usize,
-    scales: &mut [f32],
-) -> Result<(), JobError> {
+pub(super) fn settle(job: &Job<'_>, norm: usize, scales: &mut [f32]) -> Result<(), JobError> {
     let values = matrix::read(job.source, norm)?;
     matrix::fold_vector(&values, scales, job.source.tensors()[norm].dtype);
     Ok(())

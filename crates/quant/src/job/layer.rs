@@ -69,7 +69,9 @@ impl<'a, 'j> LayerRun<'a, 'j> {
         };
         let source = self.job.source;
         let table = self.plan.outside.iter().copied();
-        let table = table.into_iter().find(|i| source.tensors()[*i].role == Role::Embedding);
+        let table = table
+            .into_iter()
+            .find(|i| source.tensors()[*i].role == Role::Embedding);
         let table = table.ok_or(JobError::Missing {
             layer: 0,
             role: Role::Embedding,
@@ -89,7 +91,11 @@ impl<'a, 'j> LayerRun<'a, 'j> {
     }
 
     /// One layer.
-    pub fn layer(&mut self, index: usize, said: &mut Said<'_>) -> Result<Vec<TensorReport>, JobError> {
+    pub fn layer(
+        &mut self,
+        index: usize,
+        said: &mut Said<'_>,
+    ) -> Result<Vec<TensorReport>, JobError> {
         self.index = index;
         self.weights_done = self.weights_before(index);
         match self.job.calibration.take() {
@@ -117,7 +123,8 @@ impl<'a, 'j> LayerRun<'a, 'j> {
                 self.keep(index, Folded::default(), said)?;
                 continue;
             }
-            let (quantized, error) = matrix::round_streaming(self.job, self.plan, self.spec, index)?;
+            let (quantized, error) =
+                matrix::round_streaming(self.job, self.plan, self.spec, index)?;
             matrix::write(self.plan, self.job.source, self.writer, index, &quantized)?;
             let report = TensorReport {
                 name: self.job.source.tensors()[index].module().to_owned(),
@@ -151,7 +158,10 @@ impl<'a, 'j> LayerRun<'a, 'j> {
 
     /// Those of some tensors that become codes.
     pub fn chosen(&self, of: &[usize]) -> Vec<usize> {
-        of.iter().copied().filter(|i| self.plan.chosen[*i]).collect()
+        of.iter()
+            .copied()
+            .filter(|i| self.plan.chosen[*i])
+            .collect()
     }
 
     /// Writes a tensor that stays.
@@ -177,11 +187,7 @@ impl<'a, 'j> LayerRun<'a, 'j> {
     }
 
     /// Gives the calibrator a vector as the source has it.
-    fn set_vectors(
-        &self,
-        calibrator: &mut dyn Calibrator,
-        roles: &[Role],
-    ) -> Result<(), JobError> {
+    fn set_vectors(&self, calibrator: &mut dyn Calibrator, roles: &[Role]) -> Result<(), JobError> {
         for &role in roles {
             if let Some(index) = self.find(role) {
                 calibrator.set_vector(role, &matrix::read(self.job.source, index)?)?;
@@ -262,9 +268,19 @@ impl<'a, 'j> LayerRun<'a, 'j> {
     }
 
     /// Writes codes that nothing is folded into any more.
-    pub fn settle(&mut self, waiting: Option<Waiting>, said: &mut Said<'_>) -> Result<(), JobError> {
+    pub fn settle(
+        &mut self,
+        waiting: Option<Waiting>,
+        said: &mut Said<'_>,
+    ) -> Result<(), JobError> {
         if let Some(waiting) = waiting {
-            matrix::write(self.plan, self.job.source, self.writer, waiting.index, &waiting.quantized)?;
+            matrix::write(
+                self.plan,
+                self.job.source,
+                self.writer,
+                waiting.index,
+                &waiting.quantized,
+            )?;
             self.say(waiting.index, waiting.report, said);
         }
         Ok(())
@@ -281,13 +297,33 @@ impl<'a, 'j> LayerRun<'a, 'j> {
         self.set_vectors(
             calibrator,
             &[
-                R::AttentionNorm, R::MlpNorm, R::QNorm, R::KNorm, R::QANorm, R::KvANorm,
-                R::QBias, R::KBias, R::VBias, R::OBias, R::QABias, R::KvABias, R::CorrectionBias,
+                R::AttentionNorm,
+                R::MlpNorm,
+                R::QNorm,
+                R::KNorm,
+                R::QANorm,
+                R::KvANorm,
+                R::QBias,
+                R::KBias,
+                R::VBias,
+                R::OBias,
+                R::QABias,
+                R::KvABias,
+                R::CorrectionBias,
             ],
         )?;
         let value = self.attention_inputs(ranges, calibrator, said)?;
         self.output_projection(ranges, calibrator, value, said)?;
-        for role in [R::QNorm, R::KNorm, R::KvANorm, R::QBias, R::KBias, R::OBias, R::QABias, R::KvABias] {
+        for role in [
+            R::QNorm,
+            R::KNorm,
+            R::KvANorm,
+            R::QBias,
+            R::KBias,
+            R::OBias,
+            R::QABias,
+            R::KvABias,
+        ] {
             if let Some(index) = self.find(role) {
                 self.keep(index, Folded::default(), said)?;
             }

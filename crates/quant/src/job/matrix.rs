@@ -106,7 +106,9 @@ pub(super) fn write(
 ) -> Result<(), JobError> {
     let tensor = &source.tensors()[index];
     let (rows, cols) = (tensor.rows(), tensor.cols());
-    let names = plan.packer.tensors(tensor.module(), rows, cols, quantized.group);
+    let names = plan
+        .packer
+        .tensors(tensor.module(), rows, cols, quantized.group);
     for (out, bytes) in names.iter().zip(plan.packer.pack(quantized)) {
         writer.write(&out.name, &bytes)?;
     }
@@ -146,7 +148,11 @@ pub(super) fn round_streaming(
         let grids = (&mut *codes, &mut *scales, &mut *zeros);
         rtn::quantize_rows(spec, search, group, &weights, None, grids);
         let mut sums = (0.0f64, 0.0f64);
-        for (g, (weights, codes)) in weights.chunks_exact(group).zip(codes.chunks_exact(group)).enumerate() {
+        for (g, (weights, codes)) in weights
+            .chunks_exact(group)
+            .zip(codes.chunks_exact(group))
+            .enumerate()
+        {
             let (error, size) = rtn::squares(weights, codes, scales[g], f32::from(zeros[g]));
             sums = (sums.0 + f64::from(error), sums.1 + f64::from(size));
         }
@@ -160,5 +166,9 @@ pub(super) fn round_streaming(
 
 /// The root of a share of squares; 0 of nothing.
 pub(super) fn relative(error: f64, size: f64) -> f64 {
-    if size > 0.0 { (error.max(0.0) / size).sqrt() } else { 0.0 }
+    if size > 0.0 {
+        (error.max(0.0) / size).sqrt()
+    } else {
+        0.0
+    }
 }

@@ -72,7 +72,9 @@ pub enum JobError {
     NotEmpty { folder: String },
     #[error("{folder} holds no unfinished quantization to resume")]
     NothingToResume { folder: String },
-    #[error("{folder} holds another quantization, of {what}: it cannot be resumed with these settings")]
+    #[error(
+        "{folder} holds another quantization, of {what}: it cannot be resumed with these settings"
+    )]
     OtherRun { folder: String, what: String },
     #[error("{path}: {why}")]
     Damaged { path: String, why: String },
@@ -141,7 +143,12 @@ impl Job<'_> {
             return Err(JobError::NoTokens { scheme });
         }
         let calibration = calibration.map(|(set, calibrator)| (*set, &**calibrator));
-        Ok(JobPlan::new(self.source, self.recipe, calibration, self.threads)?)
+        Ok(JobPlan::new(
+            self.source,
+            self.recipe,
+            calibration,
+            self.threads,
+        )?)
     }
 
     /// Does it.
@@ -168,7 +175,9 @@ impl Job<'_> {
         };
         // One reservation for all stages: a second one beside it could not be had either.
         let what = plan.peak_stage.as_str();
-        let _held = self.ledger.reserve(Category::Staging, plan.peak_bytes, what)?;
+        let _held = self
+            .ledger
+            .reserve(Category::Staging, plan.peak_bytes, what)?;
         if let Some((set, calibrator)) = &mut self.calibration {
             calibrator.reserve(set.longest())?;
         }
@@ -215,7 +224,8 @@ impl Job<'_> {
     /// Three files in turn: the next layer's input, the current one's, and the one that may still
     /// be on its way to the disk.
     fn hidden_stores(&self, plan: &JobPlan) -> Result<[RowStore; 3], WriteError> {
-        let open = |i: usize| RowStore::open(&self.scratch.join(format!("hidden.{i}")), plan.hidden);
+        let open =
+            |i: usize| RowStore::open(&self.scratch.join(format!("hidden.{i}")), plan.hidden);
         Ok([open(0)?, open(1)?, open(2)?])
     }
 
@@ -226,7 +236,8 @@ impl Job<'_> {
             what: what.to_owned(),
         };
         if !self.resume {
-            let occupied = fs::read_dir(self.folder).is_ok_and(|mut entries| entries.next().is_some());
+            let occupied =
+                fs::read_dir(self.folder).is_ok_and(|mut entries| entries.next().is_some());
             return match occupied {
                 true => Err(JobError::NotEmpty { folder }),
                 false => Ok(Found::Nothing),
@@ -244,16 +255,16 @@ impl Job<'_> {
                 path: report.display().to_string(),
                 why,
             };
-            let stored: Value = serde_json::from_slice(&json).map_err(|e| damaged(e.to_string()))?;
+            let stored: Value =
+                serde_json::from_slice(&json).map_err(|e| damaged(e.to_string()))?;
             if stored["fingerprint"] != fingerprint {
                 return Err(other(stored["scheme"].as_str().unwrap_or("another source")));
             }
             let report = serde_json::from_value(stored).map_err(|e| damaged(e.to_string()))?;
             return Ok(Found::Finished(report));
         }
-        let occupied = fs::read_dir(self.folder).is_ok_and(|entries| {
-            entries.flatten().any(|e| e.file_name() != WORK_FOLDER)
-        });
+        let occupied = fs::read_dir(self.folder)
+            .is_ok_and(|entries| entries.flatten().any(|e| e.file_name() != WORK_FOLDER));
         match occupied {
             true => Err(JobError::NothingToResume { folder }),
             // Killed before the first manifest: nothing was done yet.
@@ -268,7 +279,10 @@ impl Job<'_> {
         let together = folder.zip(other).is_none_or(|((_, a), (_, b))| a == b);
         let checks = match together {
             true => vec![(self.folder, folder, output + scratch)],
-            false => vec![(self.folder, folder, output), (self.scratch, other, scratch)],
+            false => vec![
+                (self.folder, folder, output),
+                (self.scratch, other, scratch),
+            ],
         };
         for (place, free, wanted) in checks {
             if let Some((free, _)) = free
@@ -295,12 +309,17 @@ impl Job<'_> {
         hash.update(self.identity);
         hash.update(self.config.to_string());
         for tensor in self.source.tensors() {
-            hash.update(format!("{} {:?} {}", tensor.name, tensor.shape, tensor.dtype));
+            hash.update(format!(
+                "{} {:?} {}",
+                tensor.name, tensor.shape, tensor.dtype
+            ));
         }
         if let Some((set, _)) = &self.calibration {
             for sequence in &set.sequences {
                 hash.update((sequence.len() as u64).to_le_bytes());
-                sequence.iter().for_each(|token| hash.update(token.to_le_bytes()));
+                sequence
+                    .iter()
+                    .for_each(|token| hash.update(token.to_le_bytes()));
             }
         }
         let digest = hash.finalize();
@@ -347,9 +366,9 @@ impl Job<'_> {
         shards::sync_folder(self.folder)?;
         for entry in fs::read_dir(self.scratch).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            let ours = name.to_str().is_some_and(|n| {
-                n.starts_with("hidden.") || layer::STORES.contains(&n)
-            });
+            let ours = name
+                .to_str()
+                .is_some_and(|n| n.starts_with("hidden.") || layer::STORES.contains(&n));
             if ours {
                 // Left behind, it is in nobody's way.
                 let _ = fs::remove_file(entry.path());
@@ -368,7 +387,9 @@ enum Found {
 
 /// Free bytes of a path's file system, and which one it is.
 fn free_disk(path: &Path) -> Option<(u64, u64)> {
-    let existing = path.ancestors().find(|p| p.exists() || p.as_os_str().is_empty())?;
+    let existing = path
+        .ancestors()
+        .find(|p| p.exists() || p.as_os_str().is_empty())?;
     let existing = match existing.as_os_str().is_empty() {
         true => Path::new("."),
         false => existing,

@@ -101,7 +101,11 @@ impl JobPlan {
             layout,
             packer,
             hidden: norm.map_or(0, SourceTensor::cols),
-            weights: tensors.iter().filter(is_matrix).map(SourceTensor::len).sum(),
+            weights: tensors
+                .iter()
+                .filter(is_matrix)
+                .map(SourceTensor::len)
+                .sum(),
             chosen,
             outside,
             layers,
@@ -201,7 +205,10 @@ impl Sizes<'_> {
             return 8 * cols;
         }
         let linear = tensor.role.is_linear();
-        let group = self.recipe.group_size.filter(|g| linear && cols.is_multiple_of(*g));
+        let group = self
+            .recipe
+            .group_size
+            .filter(|g| linear && cols.is_multiple_of(*g));
         let codes = match linear {
             true => Quantized::bytes(rows, cols, group.unwrap_or(cols)),
             false => 0,
@@ -222,13 +229,16 @@ impl Sizes<'_> {
     /// The largest of some matrices, one of them in hand at a time.
     fn in_hand(&self, layer: &BTreeMap<(Role, usize), usize>, roles: &[Role]) -> usize {
         let of = roles.iter().filter_map(|r| layer.get(&(*r, 0)));
-        of.map(|i| self.one_matrix(&self.tensors[*i])).max().unwrap_or(0)
+        of.map(|i| self.one_matrix(&self.tensors[*i]))
+            .max()
+            .unwrap_or(0)
     }
 
     /// Matrices in the calibrator.
     fn resident(&self, layer: &BTreeMap<(Role, usize), usize>, roles: &[Role]) -> usize {
         let of = roles.iter().filter_map(|r| layer.get(&(*r, 0)));
-        of.map(|i| (self.matrix)(self.tensors[*i].rows(), self.tensors[*i].cols())).sum()
+        of.map(|i| (self.matrix)(self.tensors[*i].rows(), self.tensors[*i].cols()))
+            .sum()
     }
 
     fn cols(&self, layer: &BTreeMap<(Role, usize), usize>, role: Role) -> usize {
@@ -256,44 +266,81 @@ impl Sizes<'_> {
         let attention = [R::Q, R::K, R::V, R::QA, R::QB, R::KvA, R::KvB];
         let name = |what: &str| format!("layer {index}, {what}");
         let any = |roles: &[Role]| {
-            roles.iter().any(|r| layer.get(&(*r, 0)).is_some_and(|i| chosen[*i]))
+            roles
+                .iter()
+                .any(|r| layer.get(&(*r, 0)).is_some_and(|i| chosen[*i]))
         };
         let moments = |roles: &[Role], n: usize| if any(roles) { self.moments(n) } else { 0 };
         let held = |role: Role| {
             // Codes wait for the scales of the next projection.
             let i = layer.get(&(role, 0)).map(|i| &self.tensors[*i]);
-            i.map_or(0, |t| if self.recipe.scheme.scales_channels() { Quantized::bytes(t.rows(), t.cols(), self.recipe.group_size.unwrap_or(t.cols()).max(1)) } else { 0 })
+            i.map_or(0, |t| {
+                if self.recipe.scheme.scales_channels() {
+                    Quantized::bytes(
+                        t.rows(),
+                        t.cols(),
+                        self.recipe.group_size.unwrap_or(t.cols()).max(1),
+                    )
+                } else {
+                    0
+                }
+            })
         };
         let hidden = self.cols(layer, R::AttentionNorm);
         let attended = self.cols(layer, R::O);
         let mut stages = vec![
             (
-                moments(&first, hidden) + self.in_hand(layer, &first) + self.resident(layer, &attention) + held(R::V),
+                moments(&first, hidden)
+                    + self.in_hand(layer, &first)
+                    + self.resident(layer, &attention)
+                    + held(R::V),
                 name("queries, keys and values"),
             ),
             (
-                moments(&[R::QB], self.cols(layer, R::QB)) + self.in_hand(layer, &[R::QB, R::KvB]) + self.resident(layer, &attention),
+                moments(&[R::QB], self.cols(layer, R::QB))
+                    + self.in_hand(layer, &[R::QB, R::KvB])
+                    + self.resident(layer, &attention),
                 name("queries from their bottleneck"),
             ),
             (
-                moments(&[R::O], attended) + held(R::V) + self.in_hand(layer, &[R::O]).max(self.resident(layer, &attention)) + self.resident(layer, &[R::O]),
+                moments(&[R::O], attended)
+                    + held(R::V)
+                    + self
+                        .in_hand(layer, &[R::O])
+                        .max(self.resident(layer, &attention))
+                    + self.resident(layer, &[R::O]),
                 name("output projection"),
             ),
         ];
         let mut width = 0;
-        for [gate, up, down] in [[R::Gate, R::Up, R::Down], [R::SharedGate, R::SharedUp, R::SharedDown], [R::ExpertGate, R::ExpertUp, R::ExpertDown]] {
+        for [gate, up, down] in [
+            [R::Gate, R::Up, R::Down],
+            [R::SharedGate, R::SharedUp, R::SharedDown],
+            [R::ExpertGate, R::ExpertUp, R::ExpertDown],
+        ] {
             if self.cols(layer, down) == 0 {
                 continue;
             }
             width = width.max(self.cols(layer, down));
-            let shared = if gate == R::Gate { 0 } else { self.moments(hidden) + self.resident(layer, &[R::Router]) };
+            let shared = if gate == R::Gate {
+                0
+            } else {
+                self.moments(hidden) + self.resident(layer, &[R::Router])
+            };
             let both = self.resident(layer, &[gate, up]);
             stages.push((
-                moments(&[gate, up], hidden).max(shared) + self.in_hand(layer, &[gate, up]) + both + held(up),
+                moments(&[gate, up], hidden).max(shared)
+                    + self.in_hand(layer, &[gate, up])
+                    + both
+                    + held(up),
                 name("gate and up"),
             ));
             stages.push((
-                shared + moments(&[down], self.cols(layer, down)) + held(up) + self.in_hand(layer, &[down]).max(both) + self.resident(layer, &[down]),
+                shared
+                    + moments(&[down], self.cols(layer, down))
+                    + held(up)
+                    + self.in_hand(layer, &[down]).max(both)
+                    + self.resident(layer, &[down]),
                 name("down projection"),
             ));
         }

@@ -99,12 +99,15 @@ impl GgufTokenizer {
 
     /// Puts the beginning-of-text token in front, where the model wants it.
     fn post_processor(&self) -> Value {
-        let bos = self.bos.and_then(|id| Some((id, self.tokens.get(id as usize)?)));
+        let bos = self
+            .bos
+            .and_then(|id| Some((id, self.tokens.get(id as usize)?)));
         let Some((id, token)) = bos.filter(|_| adds_bos(self)) else {
             return Value::Null;
         };
         let special = |type_id: usize| json!({"SpecialToken": {"id": token, "type_id": type_id}});
-        let sequence = |name: &str, type_id: usize| json!({"Sequence": {"id": name, "type_id": type_id}});
+        let sequence =
+            |name: &str, type_id: usize| json!({"Sequence": {"id": name, "type_id": type_id}});
         json!({
             "type": "TemplateProcessing",
             "single": [special(0), sequence("A", 0)],
@@ -138,7 +141,9 @@ mod tests {
     use crate::{Tokenizer, TokenizerConfig};
 
     fn tiny() -> GgufTokenizer {
-        let letters = ["a", "b", "c", "Ġ", "1", "2", "ab", "Ġc", "abc", "<s>", "<x>"];
+        let letters = [
+            "a", "b", "c", "Ġ", "1", "2", "ab", "Ġc", "abc", "<s>", "<x>",
+        ];
         GgufTokenizer {
             model: "gpt2".into(),
             pre: Some("gpt-2".into()),
@@ -158,7 +163,10 @@ mod tests {
         let own = Tokenizer::from_gguf(tiny()).unwrap();
         for text in ["abc abc", "cab 12<x>a", "", " ccc", "<s>ab"] {
             for special in [false, true] {
-                let (a, b) = (own.encode(text, special).unwrap(), written.encode(text, special).unwrap());
+                let (a, b) = (
+                    own.encode(text, special).unwrap(),
+                    written.encode(text, special).unwrap(),
+                );
                 assert_eq!(a, b, "{text:?}");
             }
         }
@@ -183,7 +191,10 @@ mod tests {
         let written = Tokenizer::from_json(&json, &TokenizerConfig::default()).unwrap();
         let own = Tokenizer::from_gguf(gguf).unwrap();
         for text in ["ab ab", "aab A", "b"] {
-            let (a, b) = (own.encode(text, true).unwrap(), written.encode(text, true).unwrap());
+            let (a, b) = (
+                own.encode(text, true).unwrap(),
+                written.encode(text, true).unwrap(),
+            );
             assert_eq!(a, b, "{text:?}");
             assert_eq!(own.decode(&a, true), written.decode(&b, true));
         }

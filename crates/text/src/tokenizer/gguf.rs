@@ -160,7 +160,13 @@ fn added_tokens(gguf: &GgufTokenizer) -> Vec<AddedToken> {
 /// The same as a `tokenizer.json` lists them: id, text, and whether decoding may skip it.
 pub(super) fn special_tokens(gguf: &GgufTokenizer) -> impl Iterator<Item = (u32, &str, bool)> {
     let added = added_tokens(gguf).into_iter();
-    added.map(|token| (token.id, gguf.tokens[token.id as usize].as_str(), token.special))
+    added.map(|token| {
+        (
+            token.id,
+            gguf.tokens[token.id as usize].as_str(),
+            token.special,
+        )
+    })
 }
 
 /// Whether a text starts with the beginning-of-text token.
