@@ -6,6 +6,7 @@
 //! matrix    one matrix: read, quantize, pack, write, report
 //! inputs    what a group of matrices with one input shares: Hessian, scales, factor
 //! layer     a layer's stages, each calibrated on those before it
+//! feed_forward  its second half
 //! experts   the same for a mixture of experts
 //! ```
 //!
@@ -14,6 +15,7 @@
 //! that goes on repeats the unfinished layer and writes the same bytes again.
 
 mod experts;
+mod feed_forward;
 mod inputs;
 mod layer;
 mod manifest;
