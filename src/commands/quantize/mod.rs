@@ -213,8 +213,8 @@ fn calibration(
 fn calibrator(opened: &Opened, threads: usize) -> Result<Layers> {
     let backend = CpuBackend::new(CpuOptions {
         threads: Some(threads),
-        level: None,
         precision: Precision::Exact,
+        ..CpuOptions::default()
     })?;
     let mut config = opened.config.clone();
     if matches!(config.attention, AttentionConfig::Gqa(_)) {

@@ -188,11 +188,13 @@ fn own_words(
         memory,
         cpu: CpuOptions {
             threads: Some(threads),
-            level: None,
             precision: Precision::Fast,
+            ..CpuOptions::default()
         },
         max_model_len: None,
         needed_len: Some(wanted.seqlen + 256),
+        needed_rows: None,
+        service_bytes: 0,
         request_bytes: 0,
         cache: cache(),
     };
@@ -266,5 +268,5 @@ fn cache() -> CacheArgs {
 
 /// What the process holds already.
 pub fn baseline() -> usize {
-    machine::current_rss().unwrap_or(0)
+    machine::Resident::read().map_or(0, |resident| resident.total())
 }
