@@ -261,10 +261,10 @@ mod tests {
             }
             // Take column i out of the inverse, as the optimal-brain-surgeon formula has it.
             let row = inverse[i].clone();
-            for k in i + 1..n {
-                let f = inverse[k][i] / row[i];
+            for other in &mut inverse[i + 1..n] {
+                let f = other[i] / row[i];
                 for j in i + 1..n {
-                    inverse[k][j] -= f * row[j];
+                    other[j] -= f * row[j];
                 }
             }
         }

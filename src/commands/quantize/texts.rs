@@ -231,7 +231,7 @@ fn own_words(
 /// Every other request is a problem to reason about.
 fn request(opened: &Opened, i: usize, wanted: &Wanted) -> Result<GenerateRequest> {
     const STEPS: [usize; 6] = [2, 4, 8, 16, 24, 32];
-    let question = if i % 2 == 0 || opened.name == crate::bundled::NAME {
+    let question = if i.is_multiple_of(2) || opened.name == crate::bundled::NAME {
         let family = Family::ALL[i / 2 % Family::ALL.len()];
         let steps = STEPS[i / 8 % STEPS.len()];
         let seed = wanted.seed.wrapping_mul(1_000_003).wrapping_add(i as u64);
