@@ -30,8 +30,8 @@ const DEFAULT_MAX_BLOCKS: usize = 10_240;
 const RESERVE: usize = 8 << 20;
 
 /// Pages of the program, and of its heap and stacks, that running a model touches and opening it
-/// does not. Measured over models, types and thread counts at 0.4 (`bench`) to 1.1 MiB (`run`).
-const FIRST_STEPS: usize = 3 << 18;
+/// does not. Measured over models, types and thread counts at 0.4 (`bench`) to 1.4 MiB (`run`).
+const FIRST_STEPS: usize = 1 << 20;
 
 /// Bytes of sampling per token of the vocabulary: a copy of its logit, and a candidate.
 const SAMPLER_BYTES_PER_TOKEN: usize = 12;
