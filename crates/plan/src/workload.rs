@@ -170,7 +170,10 @@ impl Workload {
     pub fn check(&self) -> Result<(), Error> {
         let wrong = |setting, what| Err(Error::Setting { setting, what });
         if self.context == 0 || self.context > 1 << 40 {
-            return wrong("--context", "has to be at least 1 token".to_owned());
+            return wrong(
+                "--context",
+                format!("{} tokens: has to be 1 to 2^40", self.context),
+            );
         }
         if self.concurrency == 0 || self.concurrency > 1 << 30 {
             return wrong(

@@ -45,6 +45,17 @@ pub(crate) struct Pool {
     pub bytes_per_token: f64,
 }
 
+/// The pool with room for the fewest sequences: every rank gets as many blocks as this one.
+///
+/// # Panics
+/// When there is none; a model always has a first stage.
+pub(crate) fn smallest(pools: &[Pool]) -> Pool {
+    *pools
+        .iter()
+        .min_by(|a, b| a.concurrency.total_cmp(&b.concurrency))
+        .expect("a model has at least one stage")
+}
+
 /// Lays out a pool for the layers of a rank.
 pub(crate) fn lay_out(layers: &[RankCache], rules: &PoolRules) -> Pool {
     let kinds = kinds(layers, rules.hybrid);

@@ -4,7 +4,7 @@
 //! cache, a token at a time; the forward pass and captured graphs live in the other part.
 
 use super::allocations::{Counting, weights};
-use super::pool::{PoolRules, lay_out};
+use super::pool::{PoolRules, lay_out, smallest};
 use super::sharding::stages;
 use super::{caches, free_at_start, gib, part_of, vllm};
 use crate::{Deployment, Device, Error, MemoryRule, ModelShape, Prediction, RankPlan, Version};
@@ -91,14 +91,11 @@ pub(super) fn predict(shape: &ModelShape, deployment: &Deployment) -> Result<Pre
             pool,
         ));
     }
-    let smallest = ranks
-        .iter()
-        .map(|(_, pool)| *pool)
-        .min_by_key(|pool| pool.tokens)
-        .expect("a model has at least one stage");
+    let (ranks, pools): (Vec<_>, Vec<_>) = ranks.into_iter().unzip();
+    let smallest = smallest(&pools);
     let replicas = u64::from(parallel.dp);
     Ok(Prediction {
-        ranks: ranks.into_iter().map(|(rank, _)| rank).collect(),
+        ranks,
         kv_tokens: smallest.tokens.saturating_mul(replicas),
         block_size: smallest.block_size,
         max_model_len,

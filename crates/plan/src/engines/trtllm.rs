@@ -4,7 +4,7 @@
 //! is there besides weights is fitted to thirteen capacities measured by aiconfigurator's authors
 //! (see `docs/accuracy.md`).
 
-use super::pool::{PoolRules, lay_out};
+use super::pool::{PoolRules, lay_out, smallest};
 use super::sharding::{stages, weights};
 use super::{caches, gib, part_of};
 use crate::{Deployment, Error, MemoryRule, ModelShape, Prediction, RankPlan};
@@ -81,14 +81,11 @@ pub(super) fn predict(shape: &ModelShape, deployment: &Deployment) -> Result<Pre
         };
         ranks.push((rank, pool));
     }
-    let smallest = ranks
-        .iter()
-        .map(|(_, pool)| *pool)
-        .min_by_key(|pool| pool.tokens)
-        .expect("a model has at least one stage");
+    let (ranks, pools): (Vec<_>, Vec<_>) = ranks.into_iter().unzip();
+    let smallest = smallest(&pools);
     let replicas = u64::from(parallel.dp);
     Ok(Prediction {
-        ranks: ranks.into_iter().map(|(rank, _)| rank).collect(),
+        ranks,
         kv_tokens: smallest.tokens.saturating_mul(replicas),
         block_size: smallest.block_size,
         max_model_len,

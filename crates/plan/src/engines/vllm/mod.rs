@@ -12,7 +12,7 @@ pub mod releases;
 pub(super) use activation::{feed_forward_bytes, forward_bytes};
 
 use super::allocations::{Counting, weights};
-use super::pool::{Pool, PoolRules, lay_out};
+use super::pool::{Pool, PoolRules, lay_out, smallest};
 use super::sharding::{Stage, stages};
 use super::{caches, part_of};
 use crate::{
@@ -36,11 +36,7 @@ pub(super) fn predict(shape: &ModelShape, deployment: &Deployment) -> Result<Pre
         ranks.push(rank);
         pools.push(pool);
     }
-    // All ranks get as many blocks as the smallest one.
-    let smallest = pools
-        .into_iter()
-        .min_by(|a, b| a.concurrency.total_cmp(&b.concurrency))
-        .expect("a model has at least one stage");
+    let smallest = smallest(&pools);
     let replicas = u64::from(deployment.parallel.dp);
     Ok(Prediction {
         kv_tokens: usable_tokens(&smallest, run.max_model_len).saturating_mul(replicas),
