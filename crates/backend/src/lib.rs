@@ -19,7 +19,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use scrimp_model::{KvLayout, RouterConfig};
-use scrimp_tensor::{DType, MatrixView};
+use scrimp_tensor::{DType, GroupedForm, MatrixView};
 
 pub use batch::{AttentionBatch, SequenceRows};
 pub use ops::{Expand, Expert, HeadRows, Input, Norm, Projection, Routing, Segments};
@@ -256,6 +256,8 @@ pub enum MatrixStorage {
     Blocks(DType),
     /// E4M3 values with a scale per tile of so many rows and columns.
     Fp8Tiles(usize, usize),
+    /// Integer codes with scales for groups of columns.
+    Grouped(GroupedForm),
 }
 
 /// The largest step a workspace must serve.
@@ -287,6 +289,9 @@ pub struct WorkspaceShape {
     pub expert_width: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
+    /// Whether some matrices take activations in int8 with one step for each token
+    /// ([`GroupedForm::int8_tokens`]).
+    pub int8_tokens: bool,
 }
 
 /// What can go wrong on a device.

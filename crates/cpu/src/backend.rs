@@ -230,7 +230,7 @@ impl Backend for CpuBackend {
         let (table, rounding) = (&self.table, self.rounding_of(input.fine));
         let wanted = projections
             .iter()
-            .map(|p| form_of(table, rounding, p.weight.format));
+            .map(|p| form_of(table, rounding, p.weight));
         let source = source_of(&input, cols);
         let mut forms = self.workspace.forms();
         let acts = prepare(&mut self.pool, table, &mut forms, source, wanted);
@@ -267,7 +267,7 @@ impl Backend for CpuBackend {
             return;
         }
         let (table, rounding) = (&self.table, self.rounding_of(input.fine));
-        let wanted = [gate, up].map(|m| form_of(table, rounding, m.format));
+        let wanted = [gate, up].map(|m| form_of(table, rounding, m));
         let source = source_of(&input, gate.cols);
         let mut forms = self.workspace.forms();
         let acts = prepare(

@@ -115,11 +115,14 @@ fn has_avx512() -> bool {
 /// How activations meet packed weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
-    /// f32 activations against decoded weights, whatever the format.
+    /// f32 activations against decoded weights, whatever the format; but for weights that were
+    /// made for activations in int8 with a step for each token (W8A8): those are rounded so
+    /// whatever the precision, for that is what such a model computes.
     Exact,
-    /// Activations rounded to int8 in blocks of 32 for block formats (to two int8, where they are
-    /// to be rounded finely), to BF16 for BF16 weights where the machine multiplies those; f32 for
-    /// F32, F16 and FP8 weights.
+    /// Activations rounded to int8 in blocks of 32 for block and group-quantized formats (for block
+    /// formats to two int8, where they are to be rounded finely; groups have to be multiples of 32
+    /// columns, in order), to BF16 for BF16 weights where the machine multiplies those; f32 for F32,
+    /// F16 and FP8 weights.
     #[default]
     Fast,
 }

@@ -1,11 +1,12 @@
 //! A weight matrix in its resident form, and how a stored one gets there.
 
 use scrimp_backend::{BackendError, MatrixStorage};
-use scrimp_tensor::{DType, Encoding, MatrixView};
+use scrimp_tensor::{DType, Encoding, Grouped, GroupedForm, MatrixView};
 
 use crate::formats::blocks32::{Iq4Nl, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+use crate::formats::grouped::{GroupLayout, PACK_PANELS, pack_panels};
 use crate::formats::k_quants::{Q2K, Q3K, Q4K, Q5K, Q6K};
-use crate::formats::{Panel, Panels, QuantFormat};
+use crate::formats::{BLOCK, Panel, Panels, QuantFormat};
 use crate::memory::{Aligned, Shared};
 use crate::pool::Pool;
 use crate::simd::LANES;
@@ -30,10 +31,23 @@ pub(crate) enum Format {
     Q4K,
     Q5K,
     Q6K,
+    Group4,
+    Group8,
 }
 
 /// Number of [`Format`]s.
-pub(crate) const FORMATS: usize = 16;
+pub(crate) const FORMATS: usize = 18;
+
+/// When activations are rounded to int8 for a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Int8 {
+    /// Never.
+    Never,
+    /// Where speed is asked for: in blocks of 32.
+    WhenFast,
+    /// Always, with one step for each token: the model was made so.
+    PerToken,
+}
 
 /// What loading and sizing need to know of a block format.
 #[derive(Clone, Copy)]
@@ -81,6 +95,7 @@ impl Format {
     fn blocks(self) -> Option<Blocks> {
         Some(match self {
             Format::F32 | Format::F16 | Format::Bf16 | Format::F8E4M3 => return None,
+            Format::Group4 | Format::Group8 => return None,
             Format::Q4_0 => blocks_of::<Q4_0>(),
             Format::Q4_1 => blocks_of::<Q4_1>(),
             Format::Q5_0 => blocks_of::<Q5_0>(),
@@ -96,12 +111,7 @@ impl Format {
         })
     }
 
-    /// Whether activations may be rounded to int8 for it.
-    pub(crate) fn is_block(self) -> bool {
-        self.blocks().is_some()
-    }
-
-    /// Bytes of a panel of sixteen rows, without FP8's scales.
+    /// Bytes of a panel of sixteen rows, without FP8's scales; not for grouped formats.
     fn panel_bytes(self, cols: usize) -> usize {
         match self.blocks() {
             Some(b) => cols / b.unit_cols * b.unit_bytes,
@@ -129,16 +139,25 @@ fn resident(storage: MatrixStorage, cols: usize) -> Option<(Format, usize)> {
     match storage {
         MatrixStorage::Blocks(dtype) => Some((Format::of(dtype)?, cols.max(1))),
         MatrixStorage::Fp8Tiles(_, tile_cols) => Some((Format::F8E4M3, tile_cols.max(1))),
+        MatrixStorage::Grouped(form) => match form.bits {
+            4 => Some((Format::Group4, form.group_size)),
+            8 => Some((Format::Group8, form.group_size)),
+            _ => None,
+        },
     }
 }
 
 /// Bytes that [`CpuMatrix::load`] keeps; 0 for what it refuses.
 pub(crate) fn matrix_bytes(rows: usize, cols: usize, storage: MatrixStorage) -> usize {
+    let panels = rows.div_ceil(LANES);
+    if let MatrixStorage::Grouped(form) = storage {
+        let index = if form.indexed { 4 * cols } else { 0 };
+        return GroupLayout::of(&form, cols).map_or(0, |layout| panels * layout.bytes + index);
+    }
     let Some((format, tile_cols)) = resident(storage, cols) else {
         return 0;
     };
-    rows.div_ceil(LANES)
-        * (format.panel_bytes(cols) + 4 * scales_per_panel(format, cols, tile_cols))
+    panels * (format.panel_bytes(cols) + 4 * scales_per_panel(format, cols, tile_cols))
 }
 
 /// A weight matrix in panels of sixteen rows.
@@ -152,15 +171,24 @@ pub struct CpuMatrix {
     /// FP8: `[panels][column tiles][16]`.
     scales: Aligned<f32>,
     tile_cols: usize,
+    /// Grouped: where the parts of a panel lie, without the index.
+    layout: GroupLayout,
+    /// Grouped: group of each column, where columns name theirs.
+    index: Aligned<u32>,
+    pub(crate) int8: Int8,
 }
 
 impl CpuMatrix {
     /// Repacks a stored matrix, panels in parallel.
     pub(crate) fn load(view: &MatrixView<'_>, pool: &mut Pool) -> Result<CpuMatrix, BackendError> {
-        let (storage, dtype) = match &view.encoding {
-            Encoding::Blocks { dtype, .. } => (MatrixStorage::Blocks(*dtype), *dtype),
-            Encoding::Fp8Tiles { tile, .. } => {
-                (MatrixStorage::Fp8Tiles(tile.0, tile.1), DType::F8E4M3)
+        let (storage, dtype, bytes) = match &view.encoding {
+            Encoding::Blocks { dtype, bytes } => (MatrixStorage::Blocks(*dtype), *dtype, *bytes),
+            Encoding::Fp8Tiles { tile, codes, .. } => {
+                let storage = MatrixStorage::Fp8Tiles(tile.0, tile.1);
+                (storage, DType::F8E4M3, *codes)
+            }
+            Encoding::Grouped(grouped) => {
+                return CpuMatrix::load_grouped(grouped, (view.rows, view.cols), pool);
             }
         };
         let (rows, cols) = (view.rows, view.cols);
@@ -173,10 +201,6 @@ impl CpuMatrix {
                 what: format!("{dtype} rows of {cols} values").into(),
             });
         }
-        let bytes = match &view.encoding {
-            Encoding::Blocks { bytes, .. } => *bytes,
-            Encoding::Fp8Tiles { codes, .. } => *codes,
-        };
         if format == Format::F8E4M3 && bytes.iter().any(|&code| code & 0x7f == 0x7f) {
             return Err(BackendError::Unsupported {
                 what: "FP8 weights that are not numbers (NaN)".into(),
@@ -192,6 +216,12 @@ impl CpuMatrix {
             panels: Aligned::zeroed(panels * panel_bytes, "weights")?,
             scales: Aligned::zeroed(panels * per_panel, "weight scales")?,
             tile_cols,
+            layout: GroupLayout::NONE,
+            index: Aligned::zeroed(0, "weights")?,
+            int8: match format.blocks() {
+                Some(_) => Int8::WhenFast,
+                None => Int8::Never,
+            },
         };
         matrix.panels.advise_huge();
         fill_scales(view, tile_cols, per_panel, matrix.scales.as_mut_slice());
@@ -208,6 +238,51 @@ impl CpuMatrix {
         Ok(matrix)
     }
 
+    /// Repacks a group-quantized matrix, some panels at a time in parallel.
+    fn load_grouped(
+        view: &Grouped<'_>,
+        (rows, cols): (usize, usize),
+        pool: &mut Pool,
+    ) -> Result<CpuMatrix, BackendError> {
+        let form = view.form;
+        let unsupported = |what: String| BackendError::Unsupported { what: what.into() };
+        let (format, tile_cols) = resident(MatrixStorage::Grouped(form), cols)
+            .ok_or_else(|| unsupported(format!("codes of {} bits", form.bits)))?;
+        let layout = GroupLayout::of(&form, cols)
+            .ok_or_else(|| unsupported(format!("group scales stored as {}", form.scale)))?;
+        let int8 = int8_use(&form, cols).ok_or_else(|| {
+            let size = form.group_size;
+            unsupported(format!(
+                "int8 activations with weights in groups of {size} of {cols} columns: groups have \
+                 to be multiples of {BLOCK}"
+            ))
+        })?;
+        let panels = rows.div_ceil(LANES);
+        let mut matrix = CpuMatrix {
+            format,
+            rows,
+            cols,
+            panel_bytes: layout.bytes,
+            panels: Aligned::zeroed(panels * layout.bytes, "weights")?,
+            scales: Aligned::zeroed(0, "weight scales")?,
+            tile_cols,
+            layout,
+            index: Aligned::zeroed(view.index.len(), "group indices")?,
+            int8,
+        };
+        matrix.index.as_mut_slice().copy_from_slice(view.index);
+        matrix.panels.advise_huge();
+        let out = Shared::new(matrix.panels.as_mut_slice());
+        pool.run(panels.div_ceil(PACK_PANELS), &|chunk, _| {
+            let first = chunk * PACK_PANELS;
+            let count = PACK_PANELS.min(panels - first);
+            // SAFETY: each run of panels is one chunk's alone.
+            let panels = unsafe { out.slice(first * layout.bytes, count * layout.bytes) };
+            pack_panels(view, &layout, (rows, cols), first, panels);
+        });
+        Ok(matrix)
+    }
+
     /// Its panels, as kernels take them.
     pub(crate) fn packed(&self) -> Panels {
         Panels {
@@ -216,6 +291,7 @@ impl CpuMatrix {
                 cols: self.cols,
                 scales: self.scales.as_slice().as_ptr(),
                 tile_cols: self.tile_cols,
+                layout: self.layout.indexed(self.index.as_slice()),
             },
             stride: self.panel_bytes,
         }
@@ -223,7 +299,20 @@ impl CpuMatrix {
 
     /// Bytes it keeps.
     pub fn bytes(&self) -> usize {
-        self.panels.as_slice().len() + 4 * self.scales.as_slice().len()
+        let floats = self.scales.as_slice().len() + self.index.as_slice().len();
+        self.panels.as_slice().len() + 4 * floats
+    }
+}
+
+/// When activations are rounded for a group-quantized matrix; `None` where it asks for rounding
+/// that its groups rule out.
+fn int8_use(form: &GroupedForm, cols: usize) -> Option<Int8> {
+    let whole_blocks = form.group_size.is_multiple_of(BLOCK) || form.group_size >= cols;
+    match (form.int8_tokens, whole_blocks && !form.indexed) {
+        (true, true) => Some(Int8::PerToken),
+        (true, false) => None,
+        (false, true) => Some(Int8::WhenFast),
+        (false, false) => Some(Int8::Never),
     }
 }
 
@@ -265,7 +354,7 @@ fn fill_scales(view: &MatrixView<'_>, tile_cols: usize, per_panel: usize, out: &
                     break;
                 }
                 *scale = match &view.encoding {
-                    Encoding::Blocks { .. } => 1.0,
+                    Encoding::Blocks { .. } | Encoding::Grouped(_) => 1.0,
                     Encoding::Fp8Tiles {
                         scales,
                         tile: (tile_rows, _),

@@ -15,6 +15,8 @@ pub(crate) struct Workspace {
     pub(crate) normed: Aligned<f32>,
     /// Rows as blocks of integers.
     pub(crate) int8: Aligned<u8>,
+    /// Rows as int8 blocks with one step for each row.
+    pub(crate) int8_tokens: Aligned<u8>,
     /// Rows as BF16.
     pub(crate) bf16: Aligned<u16>,
     /// States of attention's segments, for one row.
@@ -39,6 +41,7 @@ pub(crate) struct Workspace {
 pub(crate) struct Lengths {
     normed: usize,
     int8: usize,
+    int8_tokens: usize,
     bf16: usize,
     states: usize,
     attention: usize,
@@ -85,6 +88,11 @@ impl Lengths {
             } else {
                 0
             },
+            int8_tokens: if shape.int8_tokens {
+                rows_of(&act_row_bytes::<1>)
+            } else {
+                0
+            },
             bf16: if fast && forms.bf16_dot {
                 rows_of(&|cols| cols.next_multiple_of(2))
             } else {
@@ -112,7 +120,7 @@ impl Lengths {
             + self.expert_acts
             + self.expert_outs
             + self.scores;
-        4 * floats + 4 * self.slots + self.int8 + 2 * self.bf16
+        4 * floats + 4 * self.slots + self.int8 + self.int8_tokens + 2 * self.bf16
     }
 }
 
@@ -135,6 +143,7 @@ impl Workspace {
         Ok(Workspace {
             normed: Aligned::resident(lengths.normed, WHAT)?,
             int8: Aligned::resident(lengths.int8, WHAT)?,
+            int8_tokens: Aligned::resident(lengths.int8_tokens, WHAT)?,
             bf16: Aligned::resident(lengths.bf16, WHAT)?,
             states: Aligned::resident(lengths.states, WHAT)?,
             attention: Aligned::resident(lengths.attention, WHAT)?,

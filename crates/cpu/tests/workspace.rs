@@ -57,6 +57,7 @@ fn a_step_within_the_reserved_shape_allocates_nothing() {
             num_experts: 4,
             expert_width: 64,
             hidden_size: hidden,
+            int8_tokens: true,
         };
         assert!(b.workspace_bytes(&shape) > 0);
         b.reserve_workspace(&shape).unwrap();

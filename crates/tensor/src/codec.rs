@@ -149,6 +149,10 @@ impl MatrixView<'_> {
                 }
                 Ok(())
             }
+            Encoding::Grouped(grouped) => {
+                grouped.decode_row(row, out);
+                Ok(())
+            }
         }
     }
 }

@@ -6,11 +6,15 @@
 pub mod blocks;
 mod codec;
 mod dtype;
+mod grouped;
+mod packed;
 mod plain;
 mod view;
 
 pub use codec::{decode, encode, encode_vec};
 pub use dtype::DType;
+pub use grouped::{Grouped, GroupedForm};
+pub use packed::{PackedInts, Packing};
 pub use plain::{F8E4M3_MAX, F8E4M3_VALUES, f8e4m3_from_f32};
 pub use view::{Encoding, MatrixView, Shape, TensorView};
 
@@ -92,5 +96,29 @@ pub enum TensorError {
         codes: usize,
         /// Scales there are.
         scales: usize,
+    },
+    /// Packed integers that are not as many as their extents say.
+    #[error(
+        "{rows}x{cols} integers of {bits} bits are not packed in {found} bytes; widths of 4 and 8 bits are read"
+    )]
+    Packed {
+        /// Rows of values.
+        rows: usize,
+        /// Columns of values.
+        cols: usize,
+        /// Bits of a value.
+        bits: usize,
+        /// Bytes there are.
+        found: usize,
+    },
+    /// Parts of a group-quantized matrix that do not fit each other.
+    #[error("a group-quantized matrix has {found} {what}, not {wanted}")]
+    Grouped {
+        /// The part.
+        what: &'static str,
+        /// What the matrix' shape asks for.
+        wanted: usize,
+        /// What there is.
+        found: usize,
     },
 }

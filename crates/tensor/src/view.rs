@@ -1,6 +1,6 @@
 //! Borrowed views of stored tensors: what a checkpoint hands out and a backend takes in.
 
-use crate::{DType, TensorError};
+use crate::{DType, Grouped, TensorError};
 
 /// A tensor's extents, outermost first (row-major; the last one is contiguous).
 pub type Shape = Vec<usize>;
@@ -50,6 +50,8 @@ pub enum Encoding<'a> {
         /// Rows and columns that share a scale.
         tile: (usize, usize),
     },
+    /// Integer codes with scales, and perhaps zero points, for groups of columns.
+    Grouped(Grouped<'a>),
 }
 
 impl<'a> MatrixView<'a> {
@@ -119,6 +121,23 @@ impl<'a> MatrixView<'a> {
         })
     }
 
+    /// A view of a group-quantized matrix of `rows × cols`.
+    ///
+    /// # Errors
+    /// When its parts are not as many as the shape asks for, or an index names no group.
+    pub fn from_grouped(
+        rows: usize,
+        cols: usize,
+        grouped: Grouped<'a>,
+    ) -> Result<Self, TensorError> {
+        grouped.check(rows, cols)?;
+        Ok(MatrixView {
+            rows,
+            cols,
+            encoding: Encoding::Grouped(grouped),
+        })
+    }
+
     /// The rows `start .. start + count`, without copying.
     ///
     /// # Errors
@@ -157,6 +176,19 @@ impl<'a> MatrixView<'a> {
                     scales: &scales[start / tile.0 * per_row..end.div_ceil(tile.0) * per_row],
                     tile: *tile,
                 }
+            }
+            Encoding::Grouped(all) => {
+                let of_rows = start * all.groups..end * all.groups;
+                Encoding::Grouped(Grouped {
+                    first_row: all.first_row + start,
+                    scales: &all.scales[of_rows.clone()],
+                    zeros: if all.form.zeros {
+                        &all.zeros[of_rows]
+                    } else {
+                        &[]
+                    },
+                    ..all.clone()
+                })
             }
         };
         Ok(MatrixView {

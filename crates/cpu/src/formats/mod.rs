@@ -9,17 +9,21 @@
 //! - block formats ([`blocks32`], [`k_quants`]) keep *units* of one source block per row. A unit
 //!   has the rows' scales side by side, then the codes of four columns at a time: byte `4r + j`
 //!   of group `g` belongs to row `r` and column `4g + j`, which is what VNNI dot products want.
-//!   Codes narrower than a byte share bytes in planes: see [`planes`].
+//!   Codes narrower than a byte share bytes in planes: see [`planes`];
+//! - group-quantized formats ([`grouped`]) keep the scales and zero points of all groups, then
+//!   codes in the same planes.
 //!
 //! The bytes are those of the file, reordered: only the K-quants' packed scales are widened to a
 //! byte each, and FP8's scales are repeated for each row.
 
 pub(crate) mod blocks32;
 pub(crate) mod float;
+pub(crate) mod grouped;
 pub(crate) mod k_quants;
 pub(crate) mod planes;
 
 use crate::simd::{LANES, Simd};
+use grouped::GroupLayout;
 
 /// Columns of a *block*: what one activation scale covers.
 pub(crate) const BLOCK: usize = 32;
@@ -112,8 +116,10 @@ pub(crate) struct Panel {
     pub(crate) cols: usize,
     /// Its row of scale vectors, `[ceil(cols / tile_cols)][16]` (FP8 alone).
     pub(crate) scales: *const f32,
-    /// Columns that share a scale (FP8 alone).
+    /// Columns that share a scale (FP8 and grouped formats).
     pub(crate) tile_cols: usize,
+    /// Where its parts lie (grouped formats alone).
+    pub(crate) layout: GroupLayout,
 }
 
 /// All panels of a matrix.

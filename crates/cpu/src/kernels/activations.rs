@@ -115,7 +115,8 @@ impl Kernel for ToFloat {
     }
 }
 
-/// Rows to [`ActBlock`]s; `cols` is a multiple of 32.
+/// Rows to [`ActBlock`]s, each with a step of its own; a last block that is cut is filled up with
+/// zeros.
 pub(crate) struct ToInts<const TERMS: usize>;
 
 impl<const TERMS: usize> Kernel for ToInts<TERMS> {
@@ -126,24 +127,85 @@ impl<const TERMS: usize> Kernel for ToInts<TERMS> {
         // SAFETY: rows are readable for `cols` values, outputs writable for a block per 32.
         unsafe {
             each_row!(s, rows, |x, inverse, out| {
-                for block in 0..rows.cols / 32 {
-                    let a = normed(s, rows, x, inverse, block * 32);
-                    let b = normed(s, rows, x, inverse, block * 32 + LANES);
-                    quantize(s, a, b, out.cast::<ActBlock<TERMS>>().add(block));
+                for block in 0..rows.cols.div_ceil(2 * LANES) {
+                    let (a, b) = pair(s, rows, x, inverse, block);
+                    let d = s.max_lane(magnitude(s, a, b)) / 127.0;
+                    quantize(s, a, b, d, out.cast::<ActBlock<TERMS>>().add(block));
                 }
             });
         }
     }
 }
 
+/// Rows to [`ActBlock`]s that share the row's one step: its greatest magnitude is 127 of them.
+pub(crate) struct ToInt8Tokens;
+
+impl Kernel for ToInt8Tokens {
+    type Args = Rows;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(s: S, rows: &Rows) {
+        // SAFETY: as above.
+        unsafe {
+            each_row!(s, rows, |x, inverse, out| {
+                let blocks = rows.cols.div_ceil(2 * LANES);
+                let mut greatest = s.splat(0.0);
+                for block in 0..blocks {
+                    let (a, b) = pair(s, rows, x, inverse, block);
+                    greatest = s.max(greatest, magnitude(s, a, b));
+                }
+                let d = s.max_lane(greatest) / 127.0;
+                for block in 0..blocks {
+                    let (a, b) = pair(s, rows, x, inverse, block);
+                    quantize(s, a, b, d, out.cast::<ActBlock<1>>().add(block));
+                }
+            });
+        }
+    }
+}
+
+/// The two halves of a block of a row, zeros behind its end.
+///
+/// # Safety
+/// `x` is a row of `rows`, which has this block.
+#[inline(always)]
+unsafe fn pair<S: Simd>(
+    s: S,
+    rows: &Rows,
+    x: *const f32,
+    inverse: f32,
+    block: usize,
+) -> (S::F, S::F) {
+    let (first, second) = (block * 2 * LANES, block * 2 * LANES + LANES);
+    // SAFETY: by contract.
+    unsafe {
+        let a = normed(s, rows, x, inverse, first);
+        if second >= rows.cols {
+            return (a, s.splat(0.0));
+        }
+        (a, normed(s, rows, x, inverse, second))
+    }
+}
+
+/// The greater magnitude of each lane.
+#[inline(always)]
+fn magnitude<S: Simd>(s: S, a: S::F, b: S::F) -> S::F {
+    let (low, high) = (s.min(a, b), s.max(a, b));
+    s.max(high, s.sub(s.splat(0.0), low))
+}
+
+/// A block in steps of `d`.
+///
 /// # Safety
 /// `out` is writable.
 #[inline(always)]
-unsafe fn quantize<S: Simd, const TERMS: usize>(s: S, a: S::F, b: S::F, out: *mut ActBlock<TERMS>) {
-    let zero = s.splat(0.0);
-    let (low, high) = (s.min(a, b), s.max(a, b));
-    let amax = s.max_lane(s.max(high, s.sub(zero, low)));
-    let d = amax / 127.0;
+unsafe fn quantize<S: Simd, const TERMS: usize>(
+    s: S,
+    a: S::F,
+    b: S::F,
+    d: f32,
+    out: *mut ActBlock<TERMS>,
+) {
     // A step too small to divide by stands for a block of zeros.
     let usable = d >= f32::MIN_POSITIVE;
     let inverse = s.splat(if usable { 1.0 / d } else { 0.0 });

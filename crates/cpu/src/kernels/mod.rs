@@ -10,6 +10,7 @@ pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod gemm_bf16;
 pub(crate) mod gemm_float;
+pub(crate) mod gemm_group;
 pub(crate) mod gemm_int;
 pub(crate) mod heads;
 pub(crate) mod table;

@@ -7,8 +7,9 @@ use crate::bandwidth::{Touch, TouchArgs};
 use crate::formats::Decode;
 use crate::formats::blocks32::{Iq4Nl, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use crate::formats::float::{Bf16, F8E4M3, F16, F32};
+use crate::formats::grouped::Group;
 use crate::formats::k_quants::{Q2K, Q3K, Q4K, Q5K, Q6K};
-use crate::kernels::activations::{Rows, ToBf16, ToFloat, ToInts};
+use crate::kernels::activations::{Rows, ToBf16, ToFloat, ToInt8Tokens, ToInts};
 use crate::kernels::attention::{Attend, Attention, Merge, MergeArgs};
 use crate::kernels::element::Element;
 use crate::kernels::elementwise::{
@@ -18,6 +19,7 @@ use crate::kernels::elementwise::{
 use crate::kernels::gemm::Gemm;
 use crate::kernels::gemm_bf16::GemmBf16;
 use crate::kernels::gemm_float::GemmFloat;
+use crate::kernels::gemm_group::GemmGroup;
 use crate::kernels::gemm_int::GemmInt;
 use crate::kernels::heads::{Row, RowArgs, Transposed, TransposedArgs};
 use crate::level::CpuLevel;
@@ -36,8 +38,9 @@ use crate::simd::{KernelFn, Level};
 pub(crate) struct FormatKernels {
     /// f32 activations.
     pub(crate) gemm_float: KernelFn<Gemm>,
-    /// Integer activations of one term and of two; block formats alone have them.
-    pub(crate) gemm_int: Option<[KernelFn<Gemm>; 2]>,
+    /// Integer activations of one term and of two, where there are kernels for them: for block
+    /// formats both, for grouped ones the first.
+    pub(crate) gemm_int: [Option<KernelFn<Gemm>>; 2],
     pub(crate) row: KernelFn<RowArgs>,
     pub(crate) transposed: KernelFn<TransposedArgs>,
 }
@@ -63,6 +66,7 @@ pub(crate) struct KernelTable {
     pub(crate) to_float: KernelFn<Rows>,
     /// Of one term and of two.
     pub(crate) to_ints: [KernelFn<Rows>; 2],
+    pub(crate) to_int8_tokens: KernelFn<Rows>,
     pub(crate) to_bf16: KernelFn<Rows>,
     pub(crate) norm_segments: KernelFn<NormSegmentsArgs>,
     pub(crate) rope: KernelFn<RopeArgs>,
@@ -74,7 +78,7 @@ pub(crate) struct KernelTable {
 fn float_format<L: Level, D: Decode>() -> FormatKernels {
     FormatKernels {
         gemm_float: L::shell::<GemmFloat<D>>(),
-        gemm_int: None,
+        gemm_int: [None; 2],
         row: L::shell::<Row<D>>(),
         transposed: L::shell::<Transposed<D>>(),
     }
@@ -82,8 +86,18 @@ fn float_format<L: Level, D: Decode>() -> FormatKernels {
 
 fn block_format<L: Level, Q: crate::formats::QuantFormat>() -> FormatKernels {
     FormatKernels {
-        gemm_int: Some([L::shell::<GemmInt<Q, 1>>(), L::shell::<GemmInt<Q, 2>>()]),
+        gemm_int: [
+            Some(L::shell::<GemmInt<Q, 1>>()),
+            Some(L::shell::<GemmInt<Q, 2>>()),
+        ],
         ..float_format::<L, Q>()
+    }
+}
+
+fn group_format<L: Level, const BITS: usize>() -> FormatKernels {
+    FormatKernels {
+        gemm_int: [Some(L::shell::<GemmGroup<BITS>>()), None],
+        ..float_format::<L, Group<BITS>>()
     }
 }
 
@@ -115,6 +129,8 @@ impl KernelTable {
                 block_format::<L, Q4K>(),
                 block_format::<L, Q5K>(),
                 block_format::<L, Q6K>(),
+                group_format::<L, 4>(),
+                group_format::<L, 8>(),
             ],
             gemm_bf16: None,
             kv_f32: kv::<L, f32>(),
@@ -123,6 +139,7 @@ impl KernelTable {
             merge: L::shell::<Merge>(),
             to_float: L::shell::<ToFloat>(),
             to_ints: [L::shell::<ToInts<1>>(), L::shell::<ToInts<2>>()],
+            to_int8_tokens: L::shell::<ToInt8Tokens>(),
             to_bf16: L::shell::<ToBf16>(),
             norm_segments: L::shell::<NormSegments>(),
             rope: L::shell::<Rope>(),

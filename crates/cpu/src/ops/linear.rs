@@ -7,7 +7,7 @@ use crate::kernels::elementwise::SiluMulArgs;
 use crate::kernels::gemm::Gemm;
 use crate::kernels::gemm_int::act_row_bytes;
 use crate::kernels::table::KernelTable;
-use crate::matrix::{CpuMatrix, Format};
+use crate::matrix::{CpuMatrix, Format, Int8};
 use crate::memory::Shared;
 use crate::ops::{SMALL, parts, share};
 use crate::pool::Pool;
@@ -25,9 +25,12 @@ pub(crate) enum Form {
     TwoInt8,
     /// BF16.
     Bf16,
+    /// int8 blocks of 32, a row's sharing one step.
+    Int8Tokens,
 }
 
-const FORMS: usize = 4;
+/// Number of [`Form`]s.
+const FORMS: usize = 5;
 
 /// What may be done to activations on their way into a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,14 +43,19 @@ pub(crate) enum Rounding {
     Coarse,
 }
 
-/// The form that a format's weights are multiplied in.
-pub(crate) fn form_of(table: &KernelTable, rounding: Rounding, format: Format) -> Form {
-    match rounding {
-        Rounding::None => Form::Float,
-        Rounding::Fine if format.is_block() => Form::TwoInt8,
-        Rounding::Coarse if format.is_block() => Form::Int8,
-        Rounding::Coarse if format == Format::Bf16 && table.gemm_bf16.is_some() => Form::Bf16,
-        Rounding::Fine | Rounding::Coarse => Form::Float,
+/// The form that a matrix is multiplied in.
+pub(crate) fn form_of(table: &KernelTable, rounding: Rounding, matrix: &CpuMatrix) -> Form {
+    let two_terms = table.format(matrix.format).gemm_int[1].is_some();
+    match (matrix.int8, rounding) {
+        (Int8::PerToken, _) => Form::Int8Tokens,
+        (Int8::WhenFast, Rounding::Fine) if two_terms => Form::TwoInt8,
+        (Int8::WhenFast, Rounding::Coarse) => Form::Int8,
+        (Int8::Never, Rounding::Coarse)
+            if matrix.format == Format::Bf16 && table.gemm_bf16.is_some() =>
+        {
+            Form::Bf16
+        }
+        _ => Form::Float,
     }
 }
 
@@ -56,8 +64,8 @@ fn gemm_of(table: &KernelTable, form: Form, format: Format) -> KernelFn<Gemm> {
     let kernels = table.format(format);
     match form {
         Form::Float => None,
-        Form::Int8 => kernels.gemm_int.map(|terms| terms[0]),
-        Form::TwoInt8 => kernels.gemm_int.map(|terms| terms[1]),
+        Form::Int8 | Form::Int8Tokens => kernels.gemm_int[0],
+        Form::TwoInt8 => kernels.gemm_int[1],
         Form::Bf16 => table.gemm_bf16,
     }
     .unwrap_or(kernels.gemm_float)
@@ -156,6 +164,16 @@ pub(crate) fn prepare<'a>(
             stride,
         });
     }
+    if needed[Form::Int8Tokens as usize] {
+        let stride = act_row_bytes::<1>(cols);
+        let out = at_least(workspace.int8_tokens, rows * stride);
+        convert(pool, table.to_int8_tokens, source, out, stride);
+        forms[Form::Int8Tokens as usize] = Some(Acts {
+            form: Form::Int8Tokens,
+            bytes: out,
+            stride,
+        });
+    }
     if needed[Form::Bf16 as usize] {
         let width = cols.next_multiple_of(2);
         let out = at_least(workspace.bf16, rows * width);
@@ -174,6 +192,7 @@ pub(crate) fn prepare<'a>(
 pub(crate) struct Forms<'w> {
     pub(crate) normed: &'w mut crate::memory::Aligned<f32>,
     pub(crate) int8: &'w mut crate::memory::Aligned<u8>,
+    pub(crate) int8_tokens: &'w mut crate::memory::Aligned<u8>,
     pub(crate) bf16: &'w mut crate::memory::Aligned<u16>,
 }
 
@@ -183,6 +202,7 @@ impl Workspace {
         Forms {
             normed: &mut self.normed,
             int8: &mut self.int8,
+            int8_tokens: &mut self.int8_tokens,
             bf16: &mut self.bf16,
         }
     }
@@ -272,7 +292,7 @@ pub(crate) fn products(
             }
             let size = chunk_rows(p.weight, rows, threads);
             let (from, to) = (chunk * size, ((chunk + 1) * size).min(p.weight.rows));
-            let acts = acts.get(form_of(table, rounding, p.weight.format));
+            let acts = acts.get(form_of(table, rounding, p.weight));
             assert!(p.bias.is_none_or(|bias| bias.len() >= p.weight.rows));
             let call = Call {
                 weight: p.weight,
@@ -402,7 +422,7 @@ impl GateUp<'_> {
             for (weight, half) in [(self.gate, gate), (self.up, up)] {
                 let call = Call {
                     weight,
-                    acts: self.acts.get(form_of(table, self.rounding, weight.format)),
+                    acts: self.acts.get(form_of(table, self.rounding, weight)),
                     index: self.index,
                     row,
                     rows,

@@ -150,6 +150,7 @@ pub(crate) fn moe(
     let mut forms = Forms {
         normed: &mut workspace.normed,
         int8: &mut workspace.int8,
+        int8_tokens: &mut workspace.int8_tokens,
         bf16: &mut workspace.bf16,
     };
 
@@ -159,7 +160,7 @@ pub(crate) fn moe(
         cols: hidden,
         norm: None,
     };
-    let form = |m: &CpuMatrix| form_of(table, rounding, m.format);
+    let form = |m: &CpuMatrix| form_of(table, rounding, m);
     let wanted = experts.iter().flat_map(|e| [form(&e.gate), form(&e.up)]);
     let prepared = prepare(pool, table, &mut forms, source, wanted);
     let step = gated_chunk(width, threads);
