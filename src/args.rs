@@ -58,8 +58,9 @@ pub enum Command {
 /// Which model, and what it may use.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
-    /// A GGUF or safetensors file, a model folder, or a model on a hub: org/name, org/name@revision,
-    /// org/name:file.gguf; or ponder, the small reasoning model that is built in.
+    /// A GGUF or safetensors file, a model folder (plain, FP8, compressed-tensors, AWQ or GPTQ), or a
+    /// model on a hub: org/name, org/name@revision, org/name:file.gguf; or ponder, the small
+    /// reasoning model that is built in.
     #[arg(
         short,
         long,

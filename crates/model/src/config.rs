@@ -2,7 +2,7 @@
 
 use scrimp_tensor::DType;
 
-use crate::{MoeConfig, RopeConfig};
+use crate::{MoeConfig, Quantization, RopeConfig};
 
 /// Model families that the decoder runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +55,8 @@ pub struct ModelConfig {
     pub dtype: Option<DType>,
     /// Rows and columns of FP8 scale tiles, where weights are stored so.
     pub fp8_tile: Option<(usize, usize)>,
+    /// How packed integer weights are to be read, where there are some.
+    pub quantization: Option<Quantization>,
 }
 
 /// How a layer's attention projects queries, keys and values.

@@ -75,6 +75,7 @@ impl ModelConfig {
             num_nextn_predict_layers,
             dtype: None,
             fp8_tile: None,
+            quantization: None,
         }
         .checked()
     }

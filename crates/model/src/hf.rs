@@ -6,6 +6,7 @@ use serde_json::Value;
 use crate::fields::{
     Fields, MAX_CONTEXT, MAX_INTERMEDIATE, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, shortened,
 };
+use crate::quantization::quantization;
 use crate::{
     Architecture, AttentionConfig, ConfigError, ModelConfig, hf_attention, hf_moe, rope_hf,
 };
@@ -154,6 +155,7 @@ impl ModelConfig {
                 AttentionConfig::Gqa(hf_attention::gqa(&fields, defaults, architecture)?)
             }
         };
+        let packed = quantization(config)?;
         let context = fields.extent("max_position_embeddings", defaults.context, MAX_CONTEXT)?;
         let interleaved = match family.architecture {
             Architecture::DeepseekV2 => true,
@@ -185,7 +187,8 @@ impl ModelConfig {
                 _ => 0,
             },
             dtype: stored_dtype(&fields)?,
-            fp8_tile: fp8_tile(config)?,
+            fp8_tile: packed.fp8_tile,
+            quantization: packed.ints,
         }
         .checked()
     }
@@ -297,39 +300,4 @@ fn stored_dtype(fields: &Fields) -> Result<Option<DType>, ConfigError> {
         Some("bfloat16") => Some(DType::BF16),
         _ => None,
     })
-}
-
-/// The tile of DeepSeek's FP8 scales; any other quantization is refused by name.
-fn fp8_tile(config: &Value) -> Result<Option<(usize, usize)>, ConfigError> {
-    let quantization = &config["quantization_config"];
-    if quantization.is_null() {
-        return Ok(None);
-    }
-    let method = quantization["quant_method"]
-        .as_str()
-        .unwrap_or("(none given)");
-    if method != "fp8" {
-        return Err(ConfigError::Unsupported {
-            key: "quantization_config.quant_method".to_owned(),
-            value: format!("{:?}", shortened(method)),
-            why: "only \"fp8\" with weight_block_size is read from safetensors; take an \
-                  unquantized checkpoint or a GGUF"
-                .to_owned(),
-        });
-    }
-    let block = &quantization["weight_block_size"];
-    let extent = |i: usize| {
-        block[i]
-            .as_u64()
-            .filter(|v| (1..=MAX_WIDTH as u64).contains(v))
-    };
-    let two = block.as_array().is_some_and(|b| b.len() == 2);
-    match (two, extent(0), extent(1)) {
-        (true, Some(rows), Some(cols)) => Ok(Some((rows as usize, cols as usize))),
-        _ => Err(ConfigError::Value {
-            key: "quantization_config.weight_block_size".to_owned(),
-            value: shortened(&block.to_string()),
-            allowed: format!("two whole numbers from 1 to {MAX_WIDTH}, such as [128, 128]"),
-        }),
-    }
 }

@@ -15,6 +15,7 @@ mod hf_moe;
 mod kv;
 mod metadata;
 mod moe;
+mod quantization;
 mod rope;
 mod rope_hf;
 
@@ -26,4 +27,5 @@ pub use error::ConfigError;
 pub use kv::KvLayout;
 pub use metadata::{MetaArray, MetaValue, Metadata};
 pub use moe::{GroupScore, MoeConfig, MoeLayerFreq, RouterConfig, Scoring};
+pub use quantization::Quantization;
 pub use rope::{RopeConfig, RopeScaling};

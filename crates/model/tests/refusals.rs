@@ -224,8 +224,8 @@ fn what_is_not_implemented_is_refused_by_name() {
     );
     refused(
         LLAMA,
-        json!({"quantization_config": {"quant_method": "awq"}}),
-        &["awq", "fp8"],
+        json!({"quantization_config": {"quant_method": "bitsandbytes"}}),
+        &["bitsandbytes", "awq", "fp8"],
     );
     refused(
         V3,

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 use scrimp_backend::{Backend, BackendError, WorkspaceShape};
-use scrimp_model::{AttentionConfig, ModelConfig};
+use scrimp_model::{AttentionConfig, ModelConfig, Quantization};
 
 /// The largest step that is planned for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,5 +201,9 @@ fn workspace_shape(config: &ModelConfig, limits: &StepLimits) -> WorkspaceShape 
         num_experts: moe.map_or(0, |m| m.num_experts),
         expert_width: moe.map_or(0, |m| m.moe_intermediate_size),
         hidden_size: config.hidden_size,
+        int8_tokens: matches!(
+            config.quantization,
+            Some(Quantization::CompressedTensors { int8_tokens: true })
+        ),
     }
 }

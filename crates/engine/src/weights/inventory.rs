@@ -9,6 +9,7 @@ use scrimp_model::ModelConfig;
 use scrimp_tensor::{DType, TensorView};
 
 use crate::weights::names::{Component, IGNORED_SUFFIXES, Scheme};
+use crate::weights::packed::{self, Packed};
 use crate::weights::spec::{Kind, WeightSpec, weight_specs};
 
 /// Rows and columns that share a scale where an FP8 checkpoint's config does not say.
@@ -86,6 +87,14 @@ pub enum Problem {
         /// What is wrong with that.
         why: String,
     },
+    /// A packed weight whose parts do not fit.
+    #[error("{name} {why}")]
+    Packing {
+        /// Name of the part.
+        name: String,
+        /// What is wrong.
+        why: String,
+    },
     /// A tensor that the model has no use for.
     #[error("{name} belongs to nothing that the config describes")]
     Surplus {
@@ -125,6 +134,8 @@ pub struct Entry {
     pub storage: Option<MatrixStorage>,
     /// Bytes it takes in the file, scales included.
     pub stored_bytes: usize,
+    /// How its tensors are put together, where it is packed.
+    pub(super) packed: Option<Packed>,
 }
 
 /// Every weight of a model, checked against a checkpoint.
@@ -143,17 +154,17 @@ impl Inventory {
         let scheme = source.scheme();
         let names: HashSet<&str> = source.names().into_iter().collect();
         let specs = weight_specs(config, scheme, &|name| names.contains(name));
-        let tile = config.fp8_tile.unwrap_or(DEFAULT_FP8_TILE);
         let mut used = HashSet::new();
         let mut problems = Vec::new();
         let mut entries = Vec::with_capacity(specs.len());
         let mut reported = HashSet::new();
         for spec in specs {
-            match check(&spec, source, tile, &mut used) {
-                Ok((storage, stored_bytes)) => entries.push(Entry {
+            match check(&spec, source, config, &mut used) {
+                Ok(stored) => entries.push(Entry {
                     spec,
-                    storage,
-                    stored_bytes,
+                    storage: stored.storage,
+                    stored_bytes: stored.bytes,
+                    packed: stored.packed,
                 }),
                 // A stack of experts is asked for once per expert, and reported once.
                 Err(problem) => {
@@ -166,7 +177,8 @@ impl Inventory {
         let surplus = names
             .iter()
             .filter(|name| !used.contains(**name) && !reported.contains(**name))
-            .filter(|name| !is_ignorable(name, scheme, config));
+            .filter(|name| !is_ignorable(name, scheme, config))
+            .filter(|name| !is_empty_bias(name, source));
         problems.extend(surplus.map(|name| Problem::Surplus {
             name: (*name).into(),
         }));
@@ -220,7 +232,10 @@ impl Entry {
         let decoded = match self.spec.kind {
             Kind::Vector { len } => 4 * len,
             Kind::FloatMatrix { rows, cols } => 8 * rows * cols,
-            Kind::Matrix { .. } => 0,
+            Kind::Matrix { rows, cols } => {
+                let packed = self.packed.map(|packed| packed.staging_bytes(rows, cols));
+                packed.unwrap_or(0)
+            }
         };
         self.stored_bytes + decoded
     }
@@ -244,15 +259,47 @@ pub(super) fn scales_name(tensor: &str) -> String {
     format!("{tensor}_scale_inv")
 }
 
-/// The storage a weight will be loaded from and its bytes in the file, or what is wrong with it.
+/// A weight as it is found in the file.
+struct Stored {
+    storage: Option<MatrixStorage>,
+    bytes: usize,
+    packed: Option<Packed>,
+}
+
+impl Stored {
+    fn plain(storage: Option<MatrixStorage>, bytes: usize) -> Stored {
+        Stored {
+            storage,
+            bytes,
+            packed: None,
+        }
+    }
+}
+
+/// The storage a weight will be loaded from, or what is wrong with it.
 fn check<'s>(
     spec: &WeightSpec,
     source: &'s impl TensorSource,
-    tile: (usize, usize),
+    config: &ModelConfig,
     used: &mut HashSet<String>,
-) -> Result<(Option<MatrixStorage>, usize), Problem> {
+) -> Result<Stored, Problem> {
     let name = &spec.tensor;
     let missing = |name: &str| Problem::Missing { name: name.into() };
+    if let Some(layout) = packed::find(name, source, config.quantization)? {
+        let Kind::Matrix { rows, cols } = spec.kind else {
+            let why = "is not there unpacked, but this weight is never quantized".to_owned();
+            let name = name.clone();
+            return Err(Problem::Packing { name, why });
+        };
+        let quantization = config.quantization;
+        let (packed, bytes) =
+            packed::check(spec, (rows, cols), layout, source, quantization, used)?;
+        return Ok(Stored {
+            storage: Some(MatrixStorage::Grouped(packed.form)),
+            bytes,
+            packed: Some(packed),
+        });
+    }
     let view: TensorView<'s> = source.tensor(name).ok_or_else(|| missing(name))?;
     used.insert(name.clone());
     expect_shape(name, &view, &spec.shape)?;
@@ -270,19 +317,26 @@ fn check<'s>(
         Kind::Vector { .. } | Kind::FloatMatrix { .. } if tiled => {
             Err(odd("but this weight is never quantized"))
         }
-        Kind::Vector { .. } => Ok((None, stored)),
-        Kind::FloatMatrix { .. } => Ok((Some(MatrixStorage::Blocks(DType::F32)), stored)),
+        Kind::Vector { .. } => Ok(Stored::plain(None, stored)),
+        Kind::FloatMatrix { .. } => {
+            let storage = MatrixStorage::Blocks(DType::F32);
+            Ok(Stored::plain(Some(storage), stored))
+        }
         Kind::Matrix { rows, cols } if tiled => {
             let scales = scales_name(name);
             let view = source.tensor(&scales).ok_or_else(|| missing(&scales))?;
             used.insert(scales.clone());
+            let tile = config.fp8_tile.unwrap_or(DEFAULT_FP8_TILE);
             let expected = [rows.div_ceil(tile.0), cols.div_ceil(tile.1)];
             expect_shape(&scales, &view, &expected)?;
             let storage = MatrixStorage::Fp8Tiles(tile.0, tile.1);
-            Ok((Some(storage), stored + view.bytes.len()))
+            Ok(Stored::plain(Some(storage), stored + view.bytes.len()))
         }
         Kind::Matrix { cols, .. } => match view.dtype.row_bytes(cols) {
-            Ok(_) => Ok((Some(MatrixStorage::Blocks(view.dtype)), stored)),
+            Ok(_) => Ok(Stored::plain(
+                Some(MatrixStorage::Blocks(view.dtype)),
+                stored,
+            )),
             Err(error) => Err(odd(&format!("but {error}"))),
         },
     }
@@ -306,4 +360,14 @@ fn is_ignorable(name: &str, scheme: Scheme, config: &ModelConfig) -> bool {
     let tied_head = config.tie_word_embeddings && name == "lm_head.weight";
     let next = scheme.layer_of(name).is_some_and(|l| layers.contains(&l));
     tied_head || next || IGNORED_SUFFIXES.iter().any(|(end, _)| name.ends_with(end))
+}
+
+/// A bias of zeros beside a packed weight: GPTQ's first writers gave every layer one.
+fn is_empty_bias(name: &str, source: &impl TensorSource) -> bool {
+    let beside = name
+        .strip_suffix("bias")
+        .map(|base| format!("{base}qweight"));
+    let zeros = |view: TensorView<'_>| view.bytes.iter().all(|&byte| byte == 0);
+    beside.is_some_and(|weight| source.tensor(&weight).is_some())
+        && source.tensor(name).is_some_and(zeros)
 }

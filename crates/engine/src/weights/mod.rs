@@ -2,10 +2,12 @@
 //!
 //! One list ([`spec`]) is walked three times: to check a checkpoint, to plan its bytes, to load
 //! it. So the plan is exact before a byte is read. A matrix is handed to the device in the form in
-//! which it is stored; nothing here computes on weights or knows their formats.
+//! which it is stored; nothing here computes on weights. Layouts of packed ones are named in
+//! [`packed`] and nowhere else.
 
 pub mod inventory;
 pub mod names;
+mod packed;
 pub mod spec;
 mod store;
 pub mod tree;
@@ -44,6 +46,14 @@ pub enum WeightError {
         tensor: Arc<str>,
         /// What is wrong.
         source: TensorError,
+    },
+    /// Values that no weight has.
+    #[error("{tensor} is damaged: {why}; take it again from where it came from")]
+    Damaged {
+        /// Name of the tensor.
+        tensor: Arc<str>,
+        /// What is wrong.
+        why: &'static str,
     },
     /// A tensor that was there when it was checked is gone.
     #[error("{tensor} is no longer in the checkpoint")]

@@ -8,6 +8,7 @@ use scrimp_tensor::{DType, MatrixView, TensorError, TensorView, decode};
 use crate::weights::WeightError;
 use crate::weights::inventory::{Entry, Inventory, TensorSource, scales_name};
 use crate::weights::names::Component;
+use crate::weights::packed;
 use crate::weights::spec::Kind;
 use crate::weights::tree::{LayerWeights, Loaded, ModelWeights, Parts};
 
@@ -69,12 +70,12 @@ impl<B: Backend> WeightStore<B> {
                 total,
                 tensor,
             });
-            source.release(tensor);
+            release(entry, source);
             staging = ledger.reserve(Category::Staging, 0, "the tensor being loaded")?;
         }
         // Reading a tensor maps pages of its neighbours too, some of them released before.
         for entry in &inventory.entries {
-            source.release(&entry.spec.tensor);
+            release(entry, source);
         }
         let (model, layers) = parts.assemble(config)?;
         Ok(WeightStore {
@@ -106,9 +107,10 @@ impl<B: Backend> WeightStore<B> {
 }
 
 /// What is wrong with an entry, before it is said which.
-enum EntryError {
+pub(super) enum EntryError {
     Backend(BackendError),
     Tensor(TensorError),
+    Damaged(&'static str),
     Vanished,
 }
 
@@ -130,8 +132,17 @@ impl EntryError {
         match self {
             EntryError::Backend(source) => WeightError::Backend { tensor, source },
             EntryError::Tensor(source) => WeightError::Tensor { tensor, source },
+            EntryError::Damaged(why) => WeightError::Damaged { tensor, why },
             EntryError::Vanished => WeightError::Vanished { tensor },
         }
+    }
+}
+
+/// Lets go of the pages that a weight was read through.
+fn release(entry: &Entry, source: &impl TensorSource) {
+    match entry.packed {
+        Some(packed) => packed::release(&entry.spec.tensor, packed, source),
+        None => source.release(&entry.spec.tensor),
     }
 }
 
@@ -142,6 +153,10 @@ fn load_entry<B: Backend>(
     backend: &mut B,
 ) -> Result<Loaded<B>, EntryError> {
     let spec = &entry.spec;
+    if let (Some(packed), Kind::Matrix { rows, cols }) = (entry.packed, spec.kind) {
+        let matrix = packed::load(&spec.tensor, (rows, cols), packed, source, backend)?;
+        return Ok(Loaded::Matrix(matrix));
+    }
     let view = source.tensor(&spec.tensor).ok_or(EntryError::Vanished)?;
     let matrix = match (spec.kind, entry.storage) {
         (Kind::Vector { len }, _) => {

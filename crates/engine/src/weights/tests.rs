@@ -133,7 +133,9 @@ fn every_misfit_is_named_at_once() {
         .iter()
         .map(|problem| match problem {
             Problem::Missing { name } | Problem::Surplus { name } => name.as_str(),
-            Problem::Shape { name, .. } | Problem::Storage { name, .. } => name.as_str(),
+            Problem::Shape { name, .. }
+            | Problem::Storage { name, .. }
+            | Problem::Packing { name, .. } => name.as_str(),
         })
         .collect();
     let expected = [

@@ -219,6 +219,7 @@ pub fn info() -> EngineInfo {
         num_nextn_predict_layers: 0,
         dtype: None,
         fp8_tile: None,
+        quantization: None,
     };
     let kv = KvLayout::of(&config, scrimp_tensor::DType::F32, 16);
     let plan = MemoryPlan::new(&PlanInput {
