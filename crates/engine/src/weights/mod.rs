@@ -3,7 +3,7 @@
 //! One list ([`spec`]) is walked three times: to check a checkpoint, to plan its bytes, to load
 //! it. So the plan is exact before a byte is read. A matrix is handed to the device in the form in
 //! which it is stored; nothing here computes on weights. Layouts of packed ones are named in
-//! [`packed`] and nowhere else.
+//! `packed` and nowhere else.
 
 pub mod inventory;
 pub mod names;
