@@ -1,10 +1,11 @@
-//! Every golden model, in every file format it comes in, against transformers' logits.
+//! Every golden model, in every file format it comes in, against transformers' logits, on every
+//! instruction set that this machine has.
 
 #![allow(clippy::unwrap_used)] // in helpers, which the lint does not take for tests
 
 mod common;
 
-use common::{feed, goldens, runner, scattered};
+use common::{backend_at, feed, goldens, levels, runner_on, scattered};
 use scrimp_cpu::Precision;
 use scrimp_tensor::DType;
 
@@ -28,14 +29,16 @@ fn relative_error(found: &[f32], wanted: &[f32]) -> f32 {
 #[test]
 fn logits_are_those_of_transformers() {
     let mut failures = Vec::new();
-    for golden in goldens() {
-        let mut runner = runner(&golden.path, Precision::Exact, DType::F32);
+    let goldens = goldens();
+    for (level, golden) in levels().flat_map(|l| goldens.iter().map(move |g| (l, g))) {
+        let backend = backend_at(level, Precision::Exact);
+        let mut runner = runner_on(backend, &golden.path, DType::F32);
         for (i, (ids, logits)) in golden.sequences.iter().enumerate() {
             let found = feed(&mut runner, ids, &scattered(3, 7), &[ids.len()]);
             let error = relative_error(&found, logits);
-            println!("{} {i}: {error:.2e}", golden.name);
+            println!("{level} {} {i}: {error:.2e}", golden.name);
             if error.is_nan() || error > 1e-4 {
-                failures.push(format!("{} {i}: {error:.2e}", golden.name));
+                failures.push(format!("{level} {} {i}: {error:.2e}", golden.name));
             }
         }
     }

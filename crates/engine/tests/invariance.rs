@@ -1,12 +1,12 @@
 //! A sequence's logits are the same bits however it is cut, where its blocks lie, and whatever
-//! else is computed beside it.
+//! else is computed beside it, on every instruction set that this machine has.
 
 #![allow(clippy::unwrap_used)] // in helpers, which the lint does not take for tests
 
 mod common;
 
-use common::{BLOCK, Golden, feed, goldens, runner, scattered};
-use scrimp_cpu::{CpuBackend, Precision};
+use common::{BLOCK, Golden, backend_at, feed, goldens, levels, runner, runner_on, scattered};
+use scrimp_cpu::{CpuBackend, CpuLevel, Precision};
 use scrimp_engine::batch::{Batch, Logits, SequenceStep};
 use scrimp_engine::runner::ModelRunner;
 use scrimp_tensor::DType;
@@ -59,12 +59,12 @@ fn assert_same_bits(found: &[f32], wanted: &[f32], what: &str) {
     assert_eq!(differing, 0, "{what}: of {} logits", wanted.len());
 }
 
-fn check(golden: &Golden, precision: Precision, kv: DType) {
-    let runner = &mut runner(&golden.path, precision, kv);
+fn check(golden: &Golden, level: CpuLevel, precision: Precision, kv: DType) {
+    let runner = &mut runner_on(backend_at(level, precision), &golden.path, kv);
     let [(first, _), (second, _)] = &golden.sequences[..] else {
         panic!("{} has no two sequences", golden.name);
     };
-    let name = format!("{} {precision:?} {kv}", golden.name);
+    let name = format!("{} {level} {precision:?} {kv}", golden.name);
     let whole: Vec<Vec<f32>> = [first, second]
         .map(|ids| feed(runner, ids, &scattered(0, 1), &[ids.len()]))
         .into();
@@ -87,7 +87,9 @@ fn check(golden: &Golden, precision: Precision, kv: DType) {
 
 fn check_all(precision: Precision, kv: DType) {
     for golden in goldens() {
-        check(&golden, precision, kv);
+        for level in levels() {
+            check(&golden, level, precision, kv);
+        }
     }
 }
 
@@ -115,7 +117,7 @@ fn copied_blocks_go_on_like_their_originals() {
         let (own, copy) = (scattered(0, 1), scattered(80, 1));
         let whole = feed(&mut runner, ids, &own, &[ids.len()]);
         // The first half again, in blocks of its own; the second half in copies of them.
-        let half = 2 * BLOCK + 2;
+        let half = (2 * BLOCK + 2).min(ids.len() - 3);
         feed(&mut runner, &ids[..half], &own, &[half]);
         let mut batch = Batch::default();
         let step = SequenceStep {
@@ -125,7 +127,9 @@ fn copied_blocks_go_on_like_their_originals() {
             logits: Logits::All,
         };
         batch.push(&step, BLOCK);
-        batch.copies = (0..3).map(|i| (own[i], copy[i])).collect();
+        batch.copies = (0..half.div_ceil(BLOCK))
+            .map(|i| (own[i], copy[i]))
+            .collect();
         let mut rest = Vec::new();
         runner
             .execute(&batch, &mut |rows| rest.extend_from_slice(rows.values))

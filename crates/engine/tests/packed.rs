@@ -206,7 +206,7 @@ fn words_of_other_shapes_are_refused() {
     let stated = open().0.edit(&part("shape"), |t| t.bytes[0] = 65);
     refused(&config, &stated, &["weight_shape", "[65, 96]", "[64, 96]"]);
     let infinite = open().0.edit(&part("scale"), |t| {
-        t.bytes[..2].copy_from_slice(&[0x80, 0x7f])
+        t.bytes[..2].copy_from_slice(&[0x80, 0x7f]);
     });
     refused(&config, &infinite, &["down_proj", "damaged", "finite"]);
     let unsaid = ModelConfig {

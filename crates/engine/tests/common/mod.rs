@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use scrimp_checkpoint::Checkpoint;
-use scrimp_cpu::{CpuBackend, CpuOptions, Precision};
+use scrimp_cpu::{CpuBackend, CpuLevel, CpuOptions, Precision};
 use scrimp_engine::batch::{Batch, Logits, SequenceStep};
 use scrimp_engine::decoder::StepLimits;
 use scrimp_engine::runner::{ModelRunner, RunnerConfig};
@@ -90,6 +90,11 @@ fn sequences(path: &Path) -> Vec<(Vec<u32>, Vec<f32>)> {
 
 /// A model made ready, with a cache of `NUM_BLOCKS` blocks of `BLOCK` tokens.
 pub fn runner(path: &Path, precision: Precision, kv: DType) -> ModelRunner<CpuBackend> {
+    runner_on(backend(precision), path, kv)
+}
+
+/// The same on a backend of choice.
+pub fn runner_on(backend: CpuBackend, path: &Path, kv: DType) -> ModelRunner<CpuBackend> {
     let ledger = MemoryLedger::new(1 << 30);
     let checkpoint = Checkpoint::open(path).unwrap();
     let model = checkpoint.config().unwrap();
@@ -98,20 +103,23 @@ pub fn runner(path: &Path, precision: Precision, kv: DType) -> ModelRunner<CpuBa
         kv: KvLayout::of(&model, kv, BLOCK),
         num_blocks: NUM_BLOCKS,
     };
-    ModelRunner::load(
-        &model,
-        &checkpoint,
-        backend(precision),
-        config,
-        &ledger,
-        &mut |_| {},
-    )
-    .unwrap()
+    ModelRunner::load(&model, &checkpoint, backend, config, &ledger, &mut |_| {}).unwrap()
 }
 
 pub fn backend(precision: Precision) -> CpuBackend {
+    backend_at(CpuLevel::detect(), precision)
+}
+
+/// Every instruction set that this machine has.
+pub fn levels() -> impl Iterator<Item = CpuLevel> {
+    CpuLevel::ALL.into_iter().filter(|l| l.is_available())
+}
+
+/// A backend that uses one instruction set.
+pub fn backend_at(level: CpuLevel, precision: Precision) -> CpuBackend {
     CpuBackend::new(CpuOptions {
         threads: Some(2),
+        level: Some(level),
         precision,
         ..CpuOptions::default()
     })
