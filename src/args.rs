@@ -80,7 +80,7 @@ pub struct ModelArgs {
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
     /// Instruction set to use [default: the best this CPU has].
-    #[arg(long, value_name = "LEVEL")]
+    #[arg(long, value_name = "LEVEL", env = "SCRIMP_CPU_LEVEL")]
     pub cpu_level: Option<CpuLevelArg>,
     /// Fast computes quantized weights on 8-bit activations; exact keeps activations in float.
     #[arg(long, value_name = "MODE", default_value = "fast")]

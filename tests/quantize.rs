@@ -159,7 +159,43 @@ fn every_architecture_by_every_scheme() {
                 "compressed-tensors"
             );
             assert!(!Path::new(to).join(".scrimp-quantize").exists());
+            let kl = divergence(to, &source, &text);
+            let most = if scheme == "int8" { 1e-3 } else { 0.1 };
+            assert!((0.0..most).contains(&kl), "{name} {scheme}: {kl} nats");
         }
+    }
+}
+
+/// Mean divergence in nats of what was written from what it was made from, both as the engine
+/// computes them.
+fn divergence(model: &str, reference: &str, text: &str) -> f64 {
+    let output = Command::new(env!("CARGO_BIN_EXE_scrimp"))
+        .args(["eval", model, "--reference", reference, "--text", text])
+        .args(["--max-tokens", "100", "--window", "64", "--json"])
+        .args(["--memory", "1GiB"])
+        .env_remove("SCRIMP_MODEL")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{model}: {said}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    report["kl_mean"].as_f64().unwrap()
+}
+
+#[test]
+fn what_is_quantized_is_not_quantized_again() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["llama_w4a16", "qwen3_awq", "llama_gptq_act_order"] {
+        let to = folder.path().join(name);
+        let said = refusal(&[
+            &golden(name),
+            "-o",
+            to.to_str().unwrap(),
+            "--scheme",
+            "int8",
+        ]);
+        assert!(said.contains("quantized already"), "{said}");
+        assert!(!to.exists(), "{name}");
     }
 }
 

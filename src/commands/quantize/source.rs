@@ -47,6 +47,11 @@ pub struct CheckpointSource<'a> {
 impl<'a> CheckpointSource<'a> {
     /// Lists a checkpoint's weights under their names in the output.
     pub fn new(checkpoint: &'a Checkpoint, config: &ModelConfig) -> Result<CheckpointSource<'a>> {
+        ensure!(
+            config.quantization.is_none(),
+            "the model is quantized already, and rounding it again would only add error: give the \
+             checkpoint that it was made from"
+        );
         let inventory = Inventory::new(config, checkpoint)?;
         let float = float_type(checkpoint, &inventory);
         let mut source = CheckpointSource {
