@@ -16,5 +16,5 @@ pub use chart::accuracy_svg;
 pub use divergence::Divergence;
 pub use reasoning::{Answered, Examiner, ReasoningTask, TaskError};
 pub use score::{FamilyReport, LengthReport, Outcome, Report};
-pub use text::{Scorer, TextError, TextTask};
+pub use text::{Document, Scorer, TextError, TextTask};
 pub use text_report::{TextReport, TokenScore};

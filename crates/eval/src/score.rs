@@ -122,6 +122,45 @@ impl Report {
     }
 }
 
+impl Report {
+    /// All families together, by length, shortest first.
+    pub fn by_length(&self) -> Vec<LengthReport> {
+        let mut lengths: BTreeMap<usize, Vec<&LengthReport>> = BTreeMap::new();
+        for length in self.families.iter().flat_map(|f| &f.by_length) {
+            lengths.entry(length.steps).or_default().push(length);
+        }
+        let pooled = lengths.into_iter().map(|(steps, of)| pooled(steps, &of));
+        pooled.collect()
+    }
+
+    /// Mean token inflation over all problems; 1 without any.
+    pub fn inflation(&self) -> f64 {
+        let lengths = self.by_length();
+        let problems: usize = lengths.iter().map(|l| l.problems).sum();
+        let sum = |l: &LengthReport| l.inflation * l.problems as f64;
+        match problems {
+            0 => 1.0,
+            n => lengths.iter().map(sum).sum::<f64>() / n as f64,
+        }
+    }
+}
+
+/// Several families' problems of one length.
+fn pooled(steps: usize, of: &[&LengthReport]) -> LengthReport {
+    let problems: usize = of.iter().map(|l| l.problems).sum();
+    let weighted = |value: &dyn Fn(&LengthReport) -> f64| {
+        of.iter().map(|l| value(l) * l.problems as f64).sum::<f64>() / problems.max(1) as f64
+    };
+    LengthReport {
+        steps,
+        problems,
+        accuracy: weighted(&|l| l.accuracy),
+        inflation: weighted(&|l| l.inflation),
+        // How many chains went wrong is not kept, so neither is their mean.
+        first_wrong_step: None,
+    }
+}
+
 fn share<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> f64 {
     mean(outcomes.map(|o| f64::from(u8::from(o.correct)))).unwrap_or(0.0)
 }
@@ -203,6 +242,12 @@ mod tests {
             (boxes[1].accuracy, boxes[1].first_wrong_step),
             (0.5, Some(3.0))
         );
-        assert_eq!(Report::of(&[], 0.0).accuracy, 0.0);
+        let all = report.by_length();
+        let steps: Vec<usize> = all.iter().map(|l| l.steps).collect();
+        assert_eq!(steps, [1, 2, 4]);
+        assert_eq!((all[2].problems, all[2].accuracy), (2, 0.5));
+        assert_eq!(report.inflation(), 1.5);
+        let none = Report::of(&[], 0.0);
+        assert_eq!((none.accuracy, none.inflation()), (0.0, 1.0));
     }
 }

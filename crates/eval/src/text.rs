@@ -36,8 +36,10 @@ pub trait Scorer {
 /// Which text, and how it is cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TextTask {
-    /// The text, without special tokens.
+    /// The text, or the texts one after the other.
     pub tokens: Vec<u32>,
+    /// The texts that `tokens` is made of, each a beginning of its own; none: it is one text.
+    pub documents: Vec<Document>,
     /// What every window begins with: the model's begin-of-text token, where it has one.
     pub prefix: Vec<u32>,
     /// Tokens of a window, the prefix included.
@@ -92,6 +94,15 @@ pub enum TextError {
         /// Where, in tokens from the text's beginning.
         position: usize,
     },
+}
+
+/// One of several texts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    /// Its tokens among all.
+    pub tokens: Range<usize>,
+    /// The first of them that is scored: what is before it is a prompt.
+    pub scored_from: usize,
 }
 
 /// A window: its tokens in the text, and those of them that are scored in it.
@@ -181,7 +192,7 @@ impl TextTask {
         if stride == 0 || stride > window - self.prefix.len() {
             return wrong("the stride is at least 1 and at most the window");
         }
-        if self.tokens.len() < 2 {
+        if self.tokens.len() < 2 || self.scored_tokens() == 0 {
             let tokens = self.tokens.len();
             return Err(TextError::TooShort { tokens });
         }
@@ -195,23 +206,37 @@ impl TextTask {
     }
 
     fn windows(&self) -> impl Iterator<Item = Window> + '_ {
+        let whole = Document {
+            tokens: 0..self.tokens.len(),
+            scored_from: 0,
+        };
+        let whole = self.documents.is_empty().then_some(whole);
+        let documents = self.documents.iter().cloned().chain(whole);
+        documents.flat_map(|document| self.windows_of(document))
+    }
+
+    /// A document's windows, without those that are prompt only.
+    fn windows_of(&self, document: Document) -> impl Iterator<Item = Window> + use<> {
         let width = self.window - self.prefix.len();
-        let mut next = Some((0, 0));
+        // The first token of a window has nothing before it, unless there is a prefix.
+        let alone = usize::from(self.prefix.is_empty());
+        let stride = self.stride;
+        let Document {
+            tokens,
+            scored_from,
+        } = document;
+        let mut next = (!tokens.is_empty()).then_some((tokens.start, scored_from));
         std::iter::from_fn(move || {
             let (start, done) = next?;
-            let end = (start + width).min(self.tokens.len());
-            // The first token of a window has nothing before it, unless there is a prefix.
-            let first = if self.prefix.is_empty() {
-                start + 1
-            } else {
-                start
-            };
-            next = (end < self.tokens.len()).then_some((start + self.stride, end));
+            let end = (start + width).min(tokens.end);
+            let first = done.max(start + alone).min(end);
+            next = (end < tokens.end).then_some((start + stride, done.max(end)));
             Some(Window {
                 tokens: start..end,
-                scored: done.max(first).min(end)..end,
+                scored: first..end,
             })
         })
+        .filter(|window| !window.scored.is_empty())
     }
 
     /// The prefix and the window's tokens, without the last: nothing is predicted from it.
@@ -332,6 +357,7 @@ mod tests {
     fn task(window: usize, stride: usize, prefix: Vec<u32>) -> TextTask {
         TextTask {
             tokens: (0..53).map(|i| i * i % 7).collect(),
+            documents: Vec::new(),
             prefix,
             window,
             stride,
@@ -358,6 +384,28 @@ mod tests {
             assert_eq!((report.tokens, seen, task.scored_tokens()), (52, 52, 52));
             let mean = (1..53).map(|i| nll(&task.tokens, i)).sum::<f64>() / 52.0;
             assert!((report.perplexity.ln() - mean).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn documents_begin_anew_and_their_prompts_are_not_scored() {
+        let documents = [(0..20, 12), (20..21, 20), (21..40, 38), (40..53, 40)];
+        let documents = documents.map(|(tokens, scored_from)| Document {
+            tokens,
+            scored_from,
+        });
+        for (window, stride) in [(53, 53), (8, 4), (5, 1)] {
+            let task = TextTask {
+                documents: documents.to_vec(),
+                ..task(window, stride, Vec::new())
+            };
+            let report = task.run(&mut Bigrams::new(0.5), None, &mut |_| {}).unwrap();
+            let positions: Vec<usize> = report.scores.iter().map(|s| s.position).collect();
+            let wanted: Vec<usize> = (12..20).chain(38..40).chain(41..53).collect();
+            assert_eq!(positions, wanted, "{window} {stride}");
+            assert_eq!(task.scored_tokens(), wanted.len());
+            let mean = wanted.iter().map(|&i| nll(&task.tokens, i)).sum::<f64>();
+            assert!((report.perplexity.ln() - mean / wanted.len() as f64).abs() < 1e-6);
         }
     }
 

@@ -1,5 +1,6 @@
 //! `scrimp eval`: what a model can still do, measured.
 
+mod documents;
 mod reasoning;
 mod text;
 

@@ -8,6 +8,7 @@ use scrimp_eval::{Divergence, Scorer, TextReport, TextTask, TokenScore};
 use scrimp_memory::Category;
 use serde_json::{Value, json};
 
+use super::documents;
 use crate::args::EvalArgs;
 use crate::launch::{Loaded, Settings, load};
 use crate::opened::{self, Opened};
@@ -24,7 +25,8 @@ const CONTEXT: usize = 12;
 pub fn eval(args: &EvalArgs, path: &Path) -> Result<()> {
     let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     let opened = opened::open(args.model_name())?;
-    let task = task(args, &opened, &text)?;
+    let lines = path.extension().is_some_and(|e| e == "jsonl");
+    let task = task(args, &opened, &text, lines)?;
     let reference = match &args.reference {
         Some(name) => {
             let other = opened::open(name)?;
@@ -59,22 +61,32 @@ pub fn eval(args: &EvalArgs, path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn task(args: &EvalArgs, opened: &Opened, text: &str) -> Result<TextTask> {
+fn task(args: &EvalArgs, opened: &Opened, text: &str, lines: bool) -> Result<TextTask> {
     let tokenizer = &opened.text.tokenizer;
-    let mut tokens = tokenizer.encode(text, false)?;
-    if let Some(most) = args.max_tokens {
-        tokens.truncate(most);
-    }
-    // What the tokenizer puts around nothing is what it puts before everything.
-    let prefix = tokenizer.encode("", true)?;
-    let prefix = if prefix.len() == 1 {
-        prefix
-    } else {
-        Vec::new()
+    let most = args.max_tokens.unwrap_or(usize::MAX);
+    let texts = match lines {
+        true => documents::read(opened, text, most)?,
+        false => {
+            let mut tokens = tokenizer.encode(text, false)?;
+            tokens.truncate(most);
+            documents::Texts {
+                tokens,
+                documents: Vec::new(),
+            }
+        }
     };
+    // What the tokenizer puts around nothing is what it puts before everything.
+    let mut prefix = tokenizer.encode("", true)?;
+    if prefix.len() != 1 || lines {
+        // Documents have theirs already.
+        prefix.clear();
+    }
     let longest = opened.config.max_position_embeddings;
     let longest = args.model.max_model_len.map_or(longest, |n| n.min(longest));
-    let window = args.window.unwrap_or(DEFAULT_WINDOW.min(longest));
+    let window = args.window.unwrap_or(match lines {
+        false => DEFAULT_WINDOW.min(longest),
+        true => texts.longest().clamp(2, longest),
+    });
     ensure!(
         window <= longest,
         "--window {window} is more than the {longest} tokens that {} takes",
@@ -82,7 +94,8 @@ fn task(args: &EvalArgs, opened: &Opened, text: &str) -> Result<TextTask> {
     );
     let width = window.saturating_sub(prefix.len());
     Ok(TextTask {
-        tokens,
+        tokens: texts.tokens,
+        documents: texts.documents,
         prefix,
         window,
         stride: args.stride.unwrap_or((width / 2).max(1)),
