@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use scrimp_memory::bytes::parse_bytes;
 
+use crate::commands::compare::args::CompareArgs;
 use crate::commands::plan::args::PlanArgs;
 
 /// Serve reasoning models in the memory you have.
@@ -20,7 +21,8 @@ Examples:
   scrimp serve --model org/name --memory 8GiB --port 8000
   scrimp bench --model SmolLM2.gguf -p 512 -n 128
   scrimp plan deepseek-ai/DeepSeek-R1 --device H200:8 --context 65536 --concurrency 32
-  scrimp profile --steps 48 --html report.html"
+  scrimp profile --steps 48 --html report.html
+  scrimp compare --html compare.html"
 )]
 pub struct Cli {
     /// What to do.
@@ -29,6 +31,9 @@ pub struct Cli {
     /// Say more on stderr: -v for what is going on, -vv for everything.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
+    /// Write progress as lines for a program that draws it: what compare starts.
+    #[arg(long, global = true, hide = true)]
+    pub progress_lines: bool,
 }
 
 /// What scrimp can be told to do.
@@ -48,6 +53,8 @@ pub enum Command {
     Profile(Box<ProfileArgs>),
     /// Write a model in fewer bits: rounding, GPTQ, AWQ, in bounded memory.
     Quantize(crate::commands::quantize::args::QuantizeArgs),
+    /// Make a model in every scheme, and measure what each costs and loses.
+    Compare(Box<CompareArgs>),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -312,7 +319,8 @@ pub struct EvalArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub model: ModelArgs,
-    /// Score this text, instead of a task.
+    /// Score this text, instead of a task; of a .jsonl, each line's {"text"} or {"prompt",
+    /// "response"} in a context of its own, the response alone.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["problems", "steps", "family", "svg"])]
     pub text: Option<PathBuf>,
     /// Model to hold the text's scores against, as for --model.

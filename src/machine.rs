@@ -87,6 +87,14 @@ pub fn peak_rss() -> Option<usize> {
     field_kib(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
 }
 
+/// Most bytes another process has had resident at once since it was started or began to count anew.
+pub fn peak_rss_of(process: u32) -> Option<usize> {
+    field_kib(
+        &fs::read_to_string(format!("/proc/{process}/status")).ok()?,
+        "VmHWM:",
+    )
+}
+
 /// Lets [`peak_rss`] start anew from what is resident now; without effect where the system does
 /// not allow it.
 pub fn reset_peak_rss() {

@@ -7,6 +7,7 @@ mod interrupt;
 mod launch;
 mod machine;
 mod opened;
+mod page;
 mod prompting;
 mod terminal;
 
@@ -25,6 +26,9 @@ static HEAP: cap::Cap<System> = cap::Cap::new(System, usize::MAX);
 fn main() -> ExitCode {
     let cli = Cli::parse();
     log_to_stderr(cli.verbose);
+    if cli.progress_lines {
+        terminal::progress_as_lines();
+    }
     let done = match cli.command {
         Command::Run(args) => commands::run::run(&args),
         Command::Serve(args) => commands::serve::serve(&args),
@@ -33,6 +37,7 @@ fn main() -> ExitCode {
         Command::Plan(args) => commands::plan::plan(&args),
         Command::Profile(args) => commands::profile::profile(&args),
         Command::Quantize(args) => commands::quantize::quantize(&args),
+        Command::Compare(args) => commands::compare::compare(&args),
         Command::Completions { shell } => {
             // Made first: the generator panics where it cannot write.
             let mut script = Vec::new();

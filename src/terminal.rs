@@ -5,9 +5,11 @@
 
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write, stderr, stdout};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 
 /// Writes an answer to stdout as it comes, thinking dimmed where the terminal can.
 pub struct AnswerPrinter {
@@ -121,8 +123,84 @@ pub fn weights_progress() -> ProgressBar {
     )
 }
 
+/// Whether progress is written for the program that started this one.
+static AS_LINES: AtomicBool = AtomicBool::new(false);
+
+/// What a line of progress begins with.
+pub const PROGRESS: char = '\r';
+
+/// From now on progress is not drawn but written to stderr, a line each time, behind
+/// [`PROGRESS`]: whoever started this process draws it.
+pub fn progress_as_lines() {
+    AS_LINES.store(true, Ordering::Relaxed);
+}
+
+/// A line that says how far another process is; hidden when stderr is no terminal.
+pub fn relayed_progress() -> ProgressBar {
+    bar("", 0, "{wide_msg}")
+}
+
+/// A terminal of one line, which is written anew and never overwritten.
+#[derive(Debug, Default)]
+struct ProgressLines(Mutex<String>);
+
+impl ProgressLines {
+    fn line(&self) -> std::sync::MutexGuard<'_, String> {
+        let line = self.0.lock();
+        line.unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl TermLike for ProgressLines {
+    fn width(&self) -> u16 {
+        100
+    }
+
+    fn move_cursor_up(&self, _: usize) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn move_cursor_down(&self, _: usize) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn move_cursor_right(&self, _: usize) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn move_cursor_left(&self, _: usize) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn write_line(&self, text: &str) -> std::io::Result<()> {
+        self.write_str(text)
+    }
+
+    fn write_str(&self, text: &str) -> std::io::Result<()> {
+        self.line().push_str(text);
+        Ok(())
+    }
+
+    fn clear_line(&self) -> std::io::Result<()> {
+        self.line().clear();
+        Ok(())
+    }
+
+    fn flush(&self) -> std::io::Result<()> {
+        let line = std::mem::take(&mut *self.line());
+        match line.trim() {
+            "" => Ok(()),
+            line => writeln!(stderr(), "{PROGRESS}{line}"),
+        }
+    }
+}
+
 fn bar(what: &'static str, total: u64, template: &str) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    let target = match AS_LINES.load(Ordering::Relaxed) {
+        true => ProgressDrawTarget::term_like_with_hz(Box::new(ProgressLines::default()), 4),
+        false => ProgressDrawTarget::stderr(),
+    };
+    let bar = ProgressBar::with_draw_target(Some(total), target);
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
     }

@@ -294,6 +294,7 @@ impl Report<'_> {
             "isa": runner.description(),
             "threads": args.model.threads.map_or_else(machine::cores, usize::from),
             "load_s": load_time.as_secs_f64(),
+            "weights_bytes": self.bench.plan.weights_bytes(),
             "memory_bandwidth_gb_per_s": self.bandwidth / 1e9,
             "prefill": prefill,
             "decode": decode,

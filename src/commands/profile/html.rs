@@ -8,9 +8,9 @@ use scrimp_memory::bytes::HumanBytes;
 
 use super::apply::Applied;
 use super::report::{Report, error};
-use super::svg::{Band, Picture, escape};
+use super::svg::{Band, Picture};
+use crate::page::{document, escape, facts as facts_list, table};
 
-const STYLE: &str = include_str!("page.css");
 const MIB: f64 = 1048576.0;
 
 /// The page.
@@ -21,17 +21,12 @@ pub fn page(report: &Report<'_>) -> String {
         Some(applied) => outcome(report, applied),
         None => String::new(),
     };
-    format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
-         <title>{title}</title><style>{STYLE}</style></head><body><main>\n\
-         <h1>{title}</h1>\n{}\
-         <p class=\"verdict\">{}</p>\n\
+    let body = format!(
+        "{}<p class=\"verdict\">{}</p>\n\
          <h2>Memory over time</h2>\n{}{}\
          <h2>Planned and measured</h2>\n{}\
          <h2>Time of a decode step</h2>\n{}{}{}\
-         <h2>What would help</h2>\n{}{applied}\
-         </main></body></html>\n",
+         <h2>What would help</h2>\n{}{applied}",
         facts(report),
         escape(&report.verdict.explanation),
         memory.legend(),
@@ -41,8 +36,8 @@ pub fn page(report: &Report<'_>) -> String {
         steps.draw(),
         shares(report),
         remedies(report),
-        title = escape(&title),
-    )
+    );
+    document(&title, &body)
 }
 
 fn facts(report: &Report<'_>) -> String {
@@ -66,15 +61,7 @@ fn facts(report: &Report<'_>) -> String {
         let problems = report.task.problems.len();
         facts.push(("right", format!("{right} of {problems}")));
     }
-    let mut html = String::from("<dl class=\"facts\">");
-    for (name, value) in facts {
-        let _ = write!(
-            html,
-            "<div><dt>{name}</dt><dd>{}</dd></div>",
-            escape(&value)
-        );
-    }
-    html += "</dl>\n";
+    let mut html = facts_list(&facts);
     let prompt: String = report.task.prompt.chars().take(400).collect();
     let _ = writeln!(html, "<p class=\"prompt\">{}</p>", escape(&prompt));
     html
@@ -173,20 +160,6 @@ fn step_picture(report: &Report<'_>) -> Picture<'static> {
         limit: None,
         borders: Vec::new(),
     }
-}
-
-fn row(cells: &[String]) -> String {
-    let cells: String = cells
-        .iter()
-        .map(|c| format!("<td>{}</td>", escape(c)))
-        .collect();
-    format!("<tr>{cells}</tr>")
-}
-
-fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
-    let heading: String = heading.iter().map(|h| format!("<th>{h}</th>")).collect();
-    let rows: String = rows.iter().map(|cells| row(cells)).collect();
-    format!("<table><thead><tr>{heading}</tr></thead><tbody>{rows}</tbody></table>\n")
 }
 
 fn percent(value: Option<f64>) -> String {

@@ -3,6 +3,8 @@
 
 use std::fmt::Write;
 
+use crate::page::escape;
+
 /// Most points a band is drawn with.
 const MAX_POINTS: usize = 360;
 const WIDTH: f64 = 920.0;
@@ -236,14 +238,6 @@ fn number(value: f64) -> String {
         true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
         false => text,
     }
-}
-
-/// Text that is safe between tags and in attributes.
-pub fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
 }
 
 #[cfg(test)]

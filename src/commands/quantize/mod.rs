@@ -3,7 +3,7 @@
 pub mod args;
 mod files;
 mod layers;
-mod source;
+pub(crate) mod source;
 mod texts;
 
 use std::fs;
