@@ -196,12 +196,20 @@ impl TermLike for ProgressLines {
 }
 
 fn bar(what: &'static str, total: u64, template: &str) -> ProgressBar {
-    let target = match AS_LINES.load(Ordering::Relaxed) {
-        true => ProgressDrawTarget::term_like_with_hz(Box::new(ProgressLines::default()), 4),
-        false => ProgressDrawTarget::stderr(),
+    let as_lines = AS_LINES.load(Ordering::Relaxed);
+    let (target, template) = match as_lines {
+        true => {
+            let lines = Box::new(ProgressLines::default());
+            // Whoever draws the line has something to say before it.
+            let template = template
+                .replace("{bar:30}", "{bar:8}")
+                .replace("{msg:>12} ", "{msg} ");
+            (ProgressDrawTarget::term_like_with_hz(lines, 4), template)
+        }
+        false => (ProgressDrawTarget::stderr(), template.to_owned()),
     };
     let bar = ProgressBar::with_draw_target(Some(total), target);
-    if let Ok(style) = ProgressStyle::with_template(template) {
+    if let Ok(style) = ProgressStyle::with_template(&template) {
         bar.set_style(style.progress_chars("=> "));
     }
     bar.set_message(what);
