@@ -75,7 +75,7 @@ pub fn costs(report: &Report<'_>) -> Table {
             bytes(row.bytes_on_disk),
             bytes(row.bytes_resident),
             number(row.tokens_per_s, 1),
-            cell(row.made.map(|m| format!("{:.1} s", m.seconds))),
+            cell(row.made.map(|m| seconds(m.seconds))),
             bytes(row.made.and_then(|m| m.peak_bytes).map(|b| b as u64)),
         ]
     };
@@ -131,6 +131,13 @@ pub fn losses(report: &Report<'_>) -> Table {
     (heading, report.rows.iter().map(row).collect())
 }
 
+fn seconds(seconds: f64) -> String {
+    match seconds < 1.0 {
+        true => format!("{seconds:.2} s"),
+        false => format!("{seconds:.1} s"),
+    }
+}
+
 fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
@@ -146,6 +153,10 @@ mod tests {
     #[test]
     fn what_was_not_measured_is_a_dash() {
         assert_eq!(cell(None), NONE);
+        assert_eq!(
+            (seconds(0.034), seconds(3.04)),
+            ("0.03 s".into(), "3.0 s".into())
+        );
         assert_eq!(cell(Some(percent(0.9375))), "93.8 %");
     }
 }
