@@ -86,20 +86,28 @@ class Vocabulary:
 
 
 class Served:
-    """Completions of a server that speaks the OpenAI API."""
+    """Completions of a server that speaks the OpenAI API; vllm's name tokens by id if there is a vocabulary."""
 
-    def __init__(self, port: int):
-        self.port = port
+    def __init__(self, port: int, vocabulary: Vocabulary | None = None):
+        self.port, self.vocabulary = port, vocabulary
 
     def greedy(self, ids: list[int], count: int) -> list[Step]:
         body = {"model": "any", "prompt": ids, "max_tokens": count, "temperature": 0, "ignore_eos": True,
                 "logprobs": TOP}
+        if self.vocabulary:
+            body["return_tokens_as_token_ids"] = True
         found = post(self.port, "/v1/completions", body)["choices"][0]["logprobs"]
-        return [Step(*step) for step in zip(found["tokens"], found["top_logprobs"], strict=True)]
+        return [
+            Step(self.text(token), {self.text(t): p for t, p in sorted(top.items(), key=lambda item: item[1])})
+            for token, top in zip(found["tokens"], found["top_logprobs"], strict=True)
+        ]
+
+    def text(self, token: str) -> str:
+        return self.vocabulary.texts[int(token.removeprefix("token_id:"))] if self.vocabulary else token
 
 
 class Transformers:
-    """transformers' generate, in this process."""
+    """A transformers model in this process, one prompt at a time."""
 
     def __init__(self, folder: Path, dtype: str, vocabulary: Vocabulary):
         import torch
@@ -109,19 +117,15 @@ class Transformers:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
 
     def greedy(self, ids: list[int], count: int) -> list[Step]:
-        torch = self.torch
-        given = torch.tensor([ids])
-        with torch.inference_mode():
-            out = self.model.generate(
-                given, attention_mask=torch.ones_like(given), do_sample=False, min_new_tokens=count,
-                max_new_tokens=count, eos_token_id=-1, pad_token_id=0, output_logits=True,
-                return_dict_in_generate=True,
-            )
-        steps = []
-        for number, logits in zip(out.sequences[0, len(ids):].tolist(), out.logits, strict=True):
-            best = torch.log_softmax(logits[0].float(), -1).topk(TOP)
-            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            steps.append(Step(self.vocabulary.texts[number], {self.vocabulary.texts[i]: p for i, p in pairs}))
+        texts, steps, given, cache = self.vocabulary.texts, [], ids, None
+        with self.torch.inference_mode():
+            for _ in range(count):
+                out = self.model(self.torch.tensor([given]), past_key_values=cache, use_cache=True)
+                best = self.torch.log_softmax(out.logits[0, -1].float(), -1).topk(TOP)
+                numbers, values = best.indices.tolist(), best.values.tolist()
+                cache, given = out.past_key_values, numbers[:1]
+                worst_first = reversed(list(zip(numbers, values, strict=True)))
+                steps.append(Step(texts[numbers[0]], {texts[i]: p for i, p in worst_first}))
         return steps
 
 
@@ -132,7 +136,7 @@ def theirs(folder: Path, args: argparse.Namespace, vocabulary: Vocabulary):
         return
     command = vllm_command(Path(sys.executable), folder, args.port + 1) + ["--dtype", args.dtype, *args.vllm_args.split()]
     with running(command, args.port + 1, vllm_environment(args.threads, args.vllm_env), log(args, folder, "vllm")):
-        yield Served(args.port + 1)
+        yield Served(args.port + 1, vocabulary)
 
 
 def log(args: argparse.Namespace, folder: Path, engine: str) -> Path | None:
