@@ -16,10 +16,12 @@ use crate::lanes::{self, Kernel};
 use crate::quantized::Quantized;
 use crate::rtn::{self, RangeSearch};
 
-/// Powers of the channels' size that are tried, 0 (nothing scaled) included.
+/// Powers of the channels' size that are told apart, 0 (nothing scaled) included.
 const POWERS: usize = 20;
+/// Every which of them is tried before those beside the best.
+const STRIDE: usize = 3;
 /// Rows of all matrices of a group that a candidate is judged by.
-pub const SAMPLED_ROWS: usize = 1024;
+pub const SAMPLED_ROWS: usize = 768;
 /// Scales are kept between this and its inverse: beyond it, 16-bit floats lose what 4 bits gain.
 const MOST: f32 = 256.0;
 /// Ranges tried by the clip search, and the least part of a range.
@@ -79,17 +81,30 @@ impl ScaleSearch<'_> {
         if unscaled.is_nan() || unscaled <= 0.0 {
             return best;
         }
-        for step in 1..POWERS {
-            let power = step as f32 / POWERS as f32;
-            for by_weights in [false, true] {
+        // The error is smooth in the power: a coarse walk finds the valley, a fine one its floor.
+        for by_weights in [false, true] {
+            let mut lowest = (f64::INFINITY, 0);
+            let mut take = |step: usize| {
+                let power = step as f32 / POWERS as f32;
                 let values = self.candidate(&size, &heft, power, by_weights);
                 let gain = self.error(&values) / unscaled;
+                if gain < lowest.0 {
+                    lowest = (gain, step);
+                }
                 if gain < best.gain {
                     best = ChannelScales {
                         values,
                         power,
                         gain,
                     };
+                }
+                lowest.1
+            };
+            let found = (1..POWERS).step_by(STRIDE).map(&mut take).last();
+            let found = found.unwrap_or(1);
+            for step in found.saturating_sub(STRIDE - 1).max(1)..(found + STRIDE).min(POWERS) {
+                if step != found {
+                    take(step);
                 }
             }
         }

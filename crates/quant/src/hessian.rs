@@ -1,7 +1,6 @@
 //! What calibration says of a projection's input: `H = E[x xᵀ]`, and each channel's mean size.
 
 use faer::linalg::matmul::matmul;
-use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
@@ -10,7 +9,7 @@ use rayon::prelude::*;
 pub struct Hessian {
     /// Channels.
     pub n: usize,
-    /// `[n, n]`: sums while it is gathered, means once it is finished.
+    /// `[n, n]`: sums while it is gathered, in the lower triangle; means once it is finished.
     pub values: Vec<f32>,
     /// `[n]`: sums of `|x|`, then means.
     pub size: Vec<f32>,
@@ -42,17 +41,21 @@ impl Hessian {
             return;
         }
         let x = MatRef::from_row_major_slice(rows, count, n);
-        triangular::matmul(
-            MatMut::from_row_major_slice_mut(&mut self.values, n, n),
-            BlockStructure::TriangularLower,
-            Accum::Add,
-            x.transpose(),
-            BlockStructure::Rectangular,
-            x,
-            BlockStructure::Rectangular,
-            weight,
-            Par::rayon(0),
-        );
+        // Strips of the lower triangle: threads that meet at barriers inside of one product wait
+        // longer than they compute.
+        let strips = self.values.par_chunks_mut(STRIP * n);
+        strips.enumerate().for_each(|(i, strip)| {
+            let (first, height) = (i * STRIP, strip.len() / n);
+            let strip = MatMut::from_row_major_slice_mut(strip, height, n);
+            matmul(
+                strip.subcols_mut(0, first + height),
+                Accum::Add,
+                x.subcols(first, height).transpose(),
+                x.subcols(0, first + height),
+                weight,
+                Par::Seq,
+            );
+        });
         for row in rows.chunks_exact(n) {
             for (size, x) in self.size.iter_mut().zip(row) {
                 *size += x.abs() * weight;
@@ -128,6 +131,8 @@ impl Hessian {
     }
 }
 
+/// Rows of the matrix of moments that one thread adds to at a time.
+const STRIP: usize = 96;
 /// Rows that one thread multiplies at a time.
 const QUADRATIC_ROWS: usize = 32;
 

@@ -75,7 +75,17 @@ pub fn quantize(args: &QuantizeArgs) -> Result<()> {
         },
         threads,
     };
-    let predicted = baseline + job.plan()?.peak_bytes;
+    let plan = job.plan()?;
+    let predicted = baseline + plan.peak_bytes;
+    if predicted > limit {
+        bail!(too_much(
+            &job,
+            &plan.peak_stage,
+            baseline,
+            predicted,
+            limit
+        )?);
+    }
     terminal::note(&announcement(
         &job,
         &recipe,
@@ -98,6 +108,35 @@ pub fn quantize(args: &QuantizeArgs) -> Result<()> {
         false => text(&report, &outcome),
     })?;
     Ok(())
+}
+
+/// What is missing, and what would do with less.
+fn too_much(
+    job: &Job<'_>,
+    stage: &str,
+    baseline: usize,
+    predicted: usize,
+    limit: usize,
+) -> Result<String> {
+    let mut said = format!(
+        "this takes {} of memory at its peak ({stage}), of which {} are in use already, and {} may \
+         be used. It fits from --memory {}MiB on",
+        HumanBytes(predicted),
+        HumanBytes(baseline),
+        HumanBytes(limit),
+        predicted.div_ceil(1 << 20),
+    );
+    if job.calibration.is_some() {
+        let rounding = baseline + job.peak_of_rounding()?;
+        said += &format!(
+            "; sequences of fewer tokens (--seqlen) and fewer threads (-t) need less, and --scheme \
+             int4-rtn without --calibration needs {}",
+            HumanBytes(rounding)
+        );
+    } else {
+        said += "; fewer threads (-t) need less";
+    }
+    Ok(said)
 }
 
 /// What a run took.

@@ -14,7 +14,7 @@ use crate::rtn::{self, RangeSearch};
 use crate::source::{Role, Source, SourceError};
 
 /// Rows by which a matrix's error is reported.
-const REPORTED_ROWS: usize = 96;
+pub(super) const REPORTED_ROWS: usize = 96;
 
 /// A calibrated input, ready for the matrices that read it.
 pub(super) struct Input {
@@ -84,9 +84,13 @@ fn sample(source: &dyn Source, readers: &[usize], cols: usize) -> Result<Vec<f32
     let mut out = Vec::with_capacity(all.div_ceil(stride) * cols);
     let mut row = vec![0.0; cols];
     for index in readers {
-        for r in (0..source.tensors()[index].rows()).step_by(stride) {
+        let rows = (0..source.tensors()[index].rows()).step_by(stride);
+        for (i, r) in rows.enumerate() {
             source.read_rows(index, r, &mut row)?;
             out.extend_from_slice(&row);
+            if i % 64 == 63 {
+                source.release(index); // each row brings its neighbours' pages with it
+            }
         }
         source.release(index);
     }

@@ -85,8 +85,8 @@ impl<'a, 'j> LayerRun<'a, 'j> {
                 source.read_rows(table, *token as usize, row)?;
             }
             store.write(first, &rows)?;
+            source.release(table); // each row brings its neighbours' pages with it
         }
-        source.release(table);
         Ok(std::mem::take(&mut self.reports))
     }
 

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use scrimp_tensor::DType;
 
 use crate::grid::{GridSpec, rounded};
-use crate::job::plan::{FLOATS_ROWS, JobPlan};
+use crate::job::plan::{FLOATS_ROWS, JobPlan, SLAB};
 use crate::job::{Job, JobError};
 use crate::pack;
 use crate::quantized::Quantized;
@@ -19,12 +19,18 @@ pub(super) fn read(source: &dyn Source, index: usize) -> Result<Vec<f32>, Source
     let tensor = &source.tensors()[index];
     let cols = tensor.cols();
     let mut values = vec![0.0; tensor.len()];
-    let parts = values.par_chunks_mut(FLOATS_ROWS * cols.max(1));
-    parts
-        .enumerate()
-        .try_for_each(|(i, out)| source.read_rows(index, i * FLOATS_ROWS, out))?;
-    source.release(index);
+    let slab = slab_rows(cols);
+    for (i, out) in values.chunks_mut(slab * cols.max(1)).enumerate() {
+        let parts = out.par_chunks_mut(FLOATS_ROWS * cols.max(1)).enumerate();
+        parts.try_for_each(|(j, out)| source.read_rows(index, i * slab + j * FLOATS_ROWS, out))?;
+        source.release(index);
+    }
     Ok(values)
+}
+
+/// Rows that are read before the source's pages are given back.
+fn slab_rows(cols: usize) -> usize {
+    (SLAB / cols.max(1)).next_multiple_of(FLOATS_ROWS)
 }
 
 /// Multiplies column `c` of every row by `scales[c]`.
@@ -72,8 +78,8 @@ pub(super) fn keep(
         let bytes = pack::floats(tensor.dtype, values.into_iter());
         let at = first * cols * tensor.dtype.block_bytes();
         writer.write_part(&tensor.name, at, &bytes, total)?;
+        source.release(index);
     }
-    source.release(index);
     Ok(TensorReport {
         name: tensor.module().to_owned(),
         scheme: tensor.dtype.name().to_owned(),
@@ -137,29 +143,36 @@ pub(super) fn round_streaming(
     let search = search_of(job.recipe.scheme);
     let mut out = Quantized::empty(rows, cols, group, spec.bits);
     let groups = out.groups();
-    let codes = out.codes.par_chunks_mut(FLOATS_ROWS * cols);
-    let scales = out.scales.par_chunks_mut(FLOATS_ROWS * groups);
-    let zeros = out.zeros.par_chunks_mut(FLOATS_ROWS * groups);
-    let parts = codes.zip(scales).zip(zeros).enumerate();
+    let slab = slab_rows(cols);
+    let codes = out.codes.chunks_mut(slab * cols);
+    let scales = out.scales.chunks_mut(slab * groups);
+    let zeros = out.zeros.chunks_mut(slab * groups);
     let source = job.source;
-    let sums = parts.map(|(i, ((codes, scales), zeros))| {
-        let mut weights = vec![0.0; codes.len()];
-        source.read_rows(index, i * FLOATS_ROWS, &mut weights)?;
-        let grids = (&mut *codes, &mut *scales, &mut *zeros);
-        rtn::quantize_rows(spec, search, group, &weights, None, grids);
-        let mut sums = (0.0f64, 0.0f64);
-        for (g, (weights, codes)) in weights
-            .chunks_exact(group)
-            .zip(codes.chunks_exact(group))
-            .enumerate()
-        {
-            let (error, size) = rtn::squares(weights, codes, scales[g], f32::from(zeros[g]));
-            sums = (sums.0 + f64::from(error), sums.1 + f64::from(size));
-        }
-        Ok::<_, SourceError>(sums)
-    });
-    let sums: Vec<(f64, f64)> = sums.collect::<Result<_, _>>()?;
-    source.release(index);
+    let mut sums: Vec<(f64, f64)> = Vec::new();
+    for (s, ((codes, scales), zeros)) in codes.zip(scales).zip(zeros).enumerate() {
+        let codes = codes.par_chunks_mut(FLOATS_ROWS * cols);
+        let scales = scales.par_chunks_mut(FLOATS_ROWS * groups);
+        let zeros = zeros.par_chunks_mut(FLOATS_ROWS * groups);
+        let parts = codes.zip(scales).zip(zeros).enumerate();
+        let of_parts = parts.map(|(i, ((codes, scales), zeros))| {
+            let mut weights = vec![0.0; codes.len()];
+            source.read_rows(index, s * slab + i * FLOATS_ROWS, &mut weights)?;
+            let grids = (&mut *codes, &mut *scales, &mut *zeros);
+            rtn::quantize_rows(spec, search, group, &weights, None, grids);
+            let mut sums = (0.0f64, 0.0f64);
+            let groups = weights
+                .chunks_exact(group)
+                .zip(codes.chunks_exact(group))
+                .enumerate();
+            for (g, (weights, codes)) in groups {
+                let (error, size) = rtn::squares(weights, codes, scales[g], f32::from(zeros[g]));
+                sums = (sums.0 + f64::from(error), sums.1 + f64::from(size));
+            }
+            Ok::<_, SourceError>(sums)
+        });
+        sums.extend(of_parts.collect::<Result<Vec<_>, _>>()?);
+        source.release(index);
+    }
     let (error, size) = sums.iter().fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
     Ok((out, relative(error, size)))
 }

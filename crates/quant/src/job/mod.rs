@@ -30,7 +30,7 @@ use serde_json::Value;
 
 use crate::calibrate::{CalibrateError, CalibrationSet, Calibrator};
 use crate::factor;
-use crate::recipe::{Recipe, RecipeError};
+use crate::recipe::{Recipe, RecipeError, Scheme};
 use crate::report::{Report, TensorReport};
 use crate::shards::{self, ShardWriter, WriteError};
 use crate::source::{Role, Source, SourceError};
@@ -151,6 +151,18 @@ impl Job<'_> {
             calibration,
             self.threads,
         )?)
+    }
+
+    /// Most bytes that rounding to nearest without a calibration would hold instead.
+    ///
+    /// # Errors
+    /// When the recipe does not fit the source.
+    pub fn peak_of_rounding(&self) -> Result<usize, JobError> {
+        let recipe = Recipe {
+            scheme: Scheme::Int4Rtn,
+            ..self.recipe.clone()
+        };
+        Ok(JobPlan::new(self.source, &recipe, None, self.threads)?.peak_bytes)
     }
 
     /// Does it.

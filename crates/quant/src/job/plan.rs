@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::awq::SAMPLED_ROWS;
 use crate::calibrate::{CalibrationSet, Calibrator};
 use crate::hessian::Hessian;
+use crate::job::inputs::REPORTED_ROWS;
 use crate::pack::{OutTensor, Packer};
 use crate::quantized::Quantized;
 use crate::recipe::{Recipe, RecipeError};
@@ -15,8 +16,10 @@ use crate::source::{Role, Source, SourceTensor};
 
 /// Bytes of small things beside what is counted: tables, reports, buffers of files, allocator.
 const SMALL: usize = 24 << 20;
-/// Bytes of stored tensors that may be mapped at one time while they are read.
-const MAPPED: usize = 64 << 20;
+/// Values of a tensor that are read before its file's pages are given back.
+pub(super) const SLAB: usize = 4 << 20;
+/// Bytes of a file that come in beside those asked for: large pages at both ends, read ahead.
+const BESIDE: usize = 4 << 20;
 
 /// What a job will take, and where everything goes.
 pub struct JobPlan {
@@ -151,7 +154,10 @@ impl JobPlan {
             let stored = 4 * self.hidden + widest[0] + widest[1];
             self.scratch_bytes = set.tokens() * stored * 4;
         }
-        self.peak_bytes = sizes.peak.0 + SMALL + MAPPED;
+        let mapped = tensors
+            .iter()
+            .map(|t| t.len().min(SLAB) * t.dtype.block_bytes());
+        self.peak_bytes = sizes.peak.0 + mapped.max().unwrap_or(0) + BESIDE + SMALL;
         self.peak_stage = sizes.peak.1;
     }
 }
@@ -213,17 +219,26 @@ impl Sizes<'_> {
             true => Quantized::bytes(rows, cols, group.unwrap_or(cols)),
             false => 0,
         };
-        let packed = rows * cols * self.recipe.scheme.bits() as usize / 8;
-        let floats = match self.rows {
-            0 => self.threads * FLOATS_ROWS * cols * 4,
-            _ if linear => rows * cols * 4,
-            _ => (FLOATS_ROWS * 8 * cols * 4).min(rows * cols * 4) * 2,
+        let packed = match linear {
+            true => rows * cols * self.recipe.scheme.bits() as usize / 8,
+            false => 0,
         };
-        let carried = match self.recipe.scheme.carries_errors() && linear {
+        if self.rows == 0 {
+            return self.threads * FLOATS_ROWS * cols * 4 + codes + packed;
+        }
+        if matches!(tensor.role, Role::Embedding | Role::Head) {
+            return (FLOATS_ROWS * 8 * cols * 4).min(rows * cols * 4) * 2;
+        }
+        if !linear {
+            return rows * cols * 4; // whole, for the calibrator
+        }
+        // A row's weights and codes in order, and those that its error is reported by.
+        let carried = match self.recipe.scheme.carries_errors() {
             true => self.threads * 64 * cols * 6,
             false => self.threads * 64 * cols * 8,
         };
-        floats + codes + if linear { packed } else { 0 } + carried
+        let reported = REPORTED_ROWS * cols * 16;
+        rows * cols * 4 + codes + carried.max(reported)
     }
 
     /// The largest of some matrices, one of them in hand at a time.
@@ -305,10 +320,8 @@ impl Sizes<'_> {
             (
                 moments(&[R::O], attended)
                     + held(R::V)
-                    + self
-                        .in_hand(layer, &[R::O])
-                        .max(self.resident(layer, &attention))
-                    + self.resident(layer, &[R::O]),
+                    + (self.in_hand(layer, &[R::O]) + self.resident(layer, &[R::O]))
+                        .max(self.resident(layer, &attention)),
                 name("output projection"),
             ),
         ];
@@ -335,12 +348,14 @@ impl Sizes<'_> {
                     + held(up),
                 name("gate and up"),
             ));
+            let own = self.in_hand(layer, &[down]) + self.resident(layer, &[down]);
+            // An expert's gate and up stay until the next one's take their places.
+            let with_both = match gate {
+                R::ExpertGate => both + own,
+                _ => both.max(own),
+            };
             stages.push((
-                shared
-                    + moments(&[down], self.cols(layer, down))
-                    + held(up)
-                    + self.in_hand(layer, &[down]).max(both)
-                    + self.resident(layer, &[down]),
+                shared + moments(&[down], self.cols(layer, down)) + held(up) + with_both,
                 name("down projection"),
             ));
         }
