@@ -263,8 +263,6 @@ fn what_cannot_be_done_is_refused_with_what_can() {
     );
     let said = refusal(&[&model, "-o", to, "--scheme", "int8", "--format", "awq"]);
     assert!(said.contains("4 bits alone"), "{said}");
-    let said = refusal(&[&model, "-o", to, "--scheme", "int4-rtn", "--format", "gguf"]);
-    assert!(said.contains("llama-quantize"), "{said}");
     let said = refusal(&[&model, "-o", to, "--scheme", "int8", "--ignore", "("]);
     assert!(said.contains("--ignore"), "{said}");
     let said = refusal(&[&model, "-o", to, "--scheme", "int8", "--ignore", "proj"]);

@@ -20,7 +20,10 @@ mod safetensors;
 pub use checkpoint::{Checkpoint, Format};
 pub use error::CheckpointError;
 pub use files::ModelFiles;
-pub use gguf::{GgufError, GgufHeader, parse_gguf_header};
+pub use gguf::{
+    GgufError, GgufHeader, GgufPrefix, GgufTensor, GgufWriteError, encode_gguf_header,
+    parse_gguf_header,
+};
 pub use safetensors::{SafetensorsError, SafetensorsHeader, parse_safetensors_header};
 
 use std::ops::Range;

@@ -8,6 +8,7 @@
 //! hessian     what a calibration says of a projection's input
 //! gptq, awq   the two algorithms that use it
 //! pack        bytes of each format
+//! gguf        blocks of a GGUF file, and where in it each weight goes
 //! shards      safetensors files whose headers come first and whose tensors follow as they are made
 //! job         the loop over layers: one resident at a time, resumable at every boundary
 //! ```
@@ -19,6 +20,7 @@
 pub mod awq;
 pub mod calibrate;
 pub mod factor;
+pub mod gguf;
 pub mod gptq;
 pub mod grid;
 pub mod hessian;
@@ -34,9 +36,10 @@ pub mod source;
 pub mod store;
 
 pub use calibrate::{CalibrationSet, Calibrator, Routed, Tower};
+pub use gguf::{Arrangement, GgufFile, GgufPlace};
 pub use grid::{Grid, GridSpec};
 pub use job::{Job, JobError, Progress};
 pub use quantized::Quantized;
-pub use recipe::{Format, Recipe, RecipeError, Scheme};
+pub use recipe::{Format, GGUF_GROUP, Recipe, RecipeError, Scheme};
 pub use report::{Report, TensorReport};
 pub use source::{Role, Source, SourceError, SourceTensor};

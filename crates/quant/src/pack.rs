@@ -4,6 +4,7 @@ use half::{bf16, f16};
 use scrimp_tensor::DType;
 use serde_json::{Value, json};
 
+use crate::gguf;
 use crate::quantized::Quantized;
 use crate::recipe::{Format, Recipe, Scheme};
 
@@ -21,7 +22,7 @@ pub struct OutTensor {
 impl OutTensor {
     /// Bytes it takes.
     pub fn bytes(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.dtype.block_bytes()
+        self.shape.iter().product::<usize>() / self.dtype.block_len() * self.dtype.block_bytes()
     }
 }
 
@@ -87,6 +88,7 @@ impl Packer {
                 tensor("scales", DType::F16, &[groups, rows]),
                 tensor("g_idx", DType::I32, &[cols]),
             ],
+            Format::Gguf => vec![tensor("weight", self.block_type(), &[rows, cols])],
         }
     }
 
@@ -100,6 +102,16 @@ impl Packer {
             Format::CompressedTensors => self.compressed_tensors(q),
             Format::Awq => awq(q),
             Format::Gptq => gptq(q),
+            Format::Gguf => vec![gguf::blocks(self.block_type(), q)],
+        }
+    }
+
+    /// GGUF's type for these codes.
+    fn block_type(&self) -> DType {
+        match (self.bits, self.asymmetric) {
+            (8, _) => DType::Q8_0,
+            (_, false) => DType::Q4_0,
+            (_, true) => DType::Q4_1,
         }
     }
 
@@ -154,6 +166,8 @@ impl Packer {
                 "lm_head": false,
                 "modules_to_not_convert": ignore,
             }),
+            // Its header says each tensor's type.
+            Format::Gguf => Value::Null,
         }
     }
 

@@ -107,7 +107,13 @@ pub enum Format {
     /// GPTQ's layout, version 1.
     #[serde(rename = "gptq")]
     Gptq,
+    /// One GGUF file, in blocks of [`GGUF_GROUP`] values: Q4_0, Q4_1 or Q8_0.
+    #[serde(rename = "gguf")]
+    Gguf,
 }
+
+/// Inputs that share a scale in GGUF's blocks.
+pub const GGUF_GROUP: usize = 32;
 
 impl Format {
     /// The name on the command line and in reports.
@@ -116,6 +122,7 @@ impl Format {
             Format::CompressedTensors => "compressed-tensors",
             Format::Awq => "awq",
             Format::Gptq => "gptq",
+            Format::Gguf => "gguf",
         }
     }
 }
@@ -142,6 +149,28 @@ pub enum RecipeError {
         scheme: Scheme,
         holds: &'static str,
     },
+    #[error(
+        "GGUF's blocks have {GGUF_GROUP} inputs to a scale, not {found}: pass --group-size {GGUF_GROUP}, or leave it out"
+    )]
+    GgufGroup { found: String },
+    #[error(
+        "GGUF's blocks have {GGUF_GROUP} inputs, which does not divide the {cols} of {tensor}: keep it with --ignore, or use --format compressed-tensors"
+    )]
+    GgufBlock { tensor: String, cols: usize },
+    #[error(
+        "a GGUF file says nothing of activations in 8 bits, whose rounding is its readers' own affair: use --scheme int8, or --format compressed-tensors"
+    )]
+    GgufActivations,
+    #[error(
+        "GGUF has blocks of 8-bit codes without a zero point alone: leave --asymmetric out, or use 4 bits"
+    )]
+    GgufAsymmetric,
+    #[error(
+        "{stack} of a GGUF file holds all experts in one type, but only some of them are to be quantized: have --ignore match all or none"
+    )]
+    MixedStack { stack: String },
+    #[error("GGUF cannot hold this model: {why}")]
+    Gguf { why: String },
     #[error("int8-a8 has one scale a channel: leave --group-size out")]
     GroupedActivations,
     #[error("int8-a8 is symmetric: leave --asymmetric out")]
@@ -221,7 +250,7 @@ impl Recipe {
             zero_min: u8::from(self.format == Format::Gptq),
             scale: match self.format {
                 Format::CompressedTensors => dtype,
-                Format::Awq | Format::Gptq => DType::F16,
+                Format::Awq | Format::Gptq | Format::Gguf => DType::F16,
             },
         }
     }
@@ -267,6 +296,7 @@ impl Recipe {
         };
         match self.format {
             Format::Awq | Format::Gptq if self.scheme.bits() != 4 => return Err(format("4 bits")),
+            Format::Gguf => self.check_gguf()?,
             _ => {}
         }
         if self.group_size == Some(0) {
@@ -283,12 +313,31 @@ impl Recipe {
         Ok(())
     }
 
+    fn check_gguf(&self) -> Result<(), RecipeError> {
+        if self.scheme == Scheme::Int8A8 {
+            return Err(RecipeError::GgufActivations);
+        }
+        if self.asymmetric && self.scheme.bits() == 8 {
+            return Err(RecipeError::GgufAsymmetric);
+        }
+        let found = match self.group_size {
+            Some(GGUF_GROUP) => return Ok(()),
+            Some(group) => group.to_string(),
+            None => "all of a row".to_owned(),
+        };
+        Err(RecipeError::GgufGroup { found })
+    }
+
     fn check_tensor(
         &self,
         tensor: &SourceTensor,
         fitting: impl Fn() -> String,
     ) -> Result<(), RecipeError> {
         let (rows, cols) = (tensor.rows(), tensor.cols());
+        if self.format == Format::Gguf && !cols.is_multiple_of(GGUF_GROUP) {
+            let tensor = tensor.module().into();
+            return Err(RecipeError::GgufBlock { tensor, cols });
+        }
         if let Some(group) = self.group_size
             && !cols.is_multiple_of(group)
         {
@@ -433,6 +482,19 @@ mod tests {
             recipe.select(&tensors),
             Err(RecipeError::Packing { .. })
         ));
+        let refused = |scheme, group, asymmetric| {
+            let recipe = Recipe {
+                format: Format::Gguf,
+                group_size: group,
+                asymmetric,
+                ..Recipe::new(scheme)
+            };
+            recipe.select(&tensors).unwrap_err().to_string()
+        };
+        assert!(refused(Scheme::Int4Rtn, Some(64), false).contains("--group-size 32"));
+        assert!(refused(Scheme::Int8, None, false).contains("not all of a row"));
+        assert!(refused(Scheme::Int8, Some(32), true).contains("--asymmetric"));
+        assert!(refused(Scheme::Int8A8, None, false).contains("--scheme int8"));
         let mut recipe = Recipe::new(Scheme::Int8A8);
         recipe.group_size = Some(64);
         assert!(matches!(

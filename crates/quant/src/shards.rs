@@ -2,7 +2,8 @@
 //!
 //! Everything about a shard but its values is known before the first one: so its header goes first,
 //! and each tensor to its place whenever it is there, in any order, twice if a run was interrupted.
-//! A shard has its final name only once it is whole and on the disk.
+//! A shard has its final name only once it is whole and on the disk. A GGUF file is a shard with
+//! another header.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -112,6 +113,35 @@ impl Layout {
             });
         }
         Layout { shards, places }
+    }
+
+    /// One file of another format: its name, what stands before its data, where each tensor begins,
+    /// and its size. Gaps between tensors are zeros.
+    pub fn single(
+        name: &str,
+        tensors: &[OutTensor],
+        header: Vec<u8>,
+        offsets: &[usize],
+        file_bytes: usize,
+    ) -> Layout {
+        let mut places = HashMap::new();
+        for (tensor, &offset) in tensors.iter().zip(offsets) {
+            let place = Place {
+                shard: 0,
+                offset,
+                bytes: tensor.bytes(),
+            };
+            places.insert(tensor.name.clone(), place);
+        }
+        let shard = Shard {
+            name: name.to_owned(),
+            data_bytes: file_bytes.saturating_sub(header.len()),
+            header,
+        };
+        Layout {
+            shards: vec![shard],
+            places,
+        }
     }
 
     /// Bytes of all shards, headers included.

@@ -29,6 +29,12 @@ pub enum TokenizerError {
         /// The part that is not supported, with its name in the file.
         what: String,
     },
+    /// The tokenizer is one that GGUF's key-values have no words for.
+    #[error("a GGUF file cannot hold this tokenizer: {what}")]
+    NotInGguf {
+        /// What it has that they have not.
+        what: String,
+    },
     /// The tokenizer contradicts itself.
     #[error(
         "broken tokenizer: {what}. The file is damaged or was converted wrongly; fetch it again"

@@ -17,6 +17,7 @@ to; a run that was stopped goes on with --resume and gives the same bytes.
 
 Examples:
   scrimp quantize ./model -o ./model-int4 --scheme int4-gptq --calibration text.txt
+  scrimp quantize ./model -o model-Q4_0.gguf --scheme int4-awq-gptq --format gguf
   scrimp quantize m.gguf -o m-awq --scheme int4-awq --group-size 64 --asymmetric --format awq
   scrimp quantize org/name -o r1-int4 --scheme int4-gptq --experts-only --memory 64GiB --resume
   scrimp quantize ./model -o ./model-int8 --scheme int8 --json | jq .bits_per_weight")]
@@ -24,13 +25,14 @@ pub struct QuantizeArgs {
     /// The model to read: a folder, a .safetensors or .gguf file, a hub id, or ponder.
     #[arg(value_name = "SRC")]
     pub source: String,
-    /// Folder to write.
+    /// Folder to write; with --format gguf, the file where the name ends in .gguf.
     #[arg(short, long, value_name = "DST")]
     pub output: PathBuf,
     /// How weights become codes [default: int4-awq-gptq].
     #[arg(long, value_name = "SCHEME")]
     pub scheme: Option<SchemeArg>,
-    /// Inputs that share a scale; -1: all of a row [default: 128 for 4 bits, -1 for 8].
+    /// Inputs that share a scale; -1: all of a row [default: 128 for 4 bits,
+    /// -1 for 8; 32 for gguf, which has no other].
     #[arg(long, value_name = "N", allow_negative_numbers = true,
         value_parser = clap::value_parser!(i64).range(-1..=1_048_576))]
     pub group_size: Option<i64>,
@@ -114,6 +116,6 @@ pub enum FormatArg {
     Awq,
     /// GPTQ's, version 1.
     Gptq,
-    /// GGUF.
+    /// One GGUF file: Q4_0, with --asymmetric Q4_1, for int8 Q8_0.
     Gguf,
 }

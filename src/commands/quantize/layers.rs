@@ -55,7 +55,8 @@ pub fn role_of(slot: Slot) -> Option<Role> {
         .map(|(role, _)| *role)
 }
 
-fn slot_of(role: Role) -> Slot {
+/// The slot of a role.
+pub fn slot_of(role: Role) -> Slot {
     SLOTS[role as usize].1
 }
 

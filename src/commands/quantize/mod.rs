@@ -2,6 +2,7 @@
 
 pub mod args;
 mod files;
+mod gguf;
 mod layers;
 pub(crate) mod source;
 mod texts;
@@ -15,9 +16,9 @@ use scrimp_engine::decoder::LayerStages;
 use scrimp_memory::MemoryLedger;
 use scrimp_memory::bytes::HumanBytes;
 use scrimp_model::AttentionConfig;
-use scrimp_quant::job::WORK_FOLDER;
+use scrimp_quant::job::work_folder;
 use scrimp_quant::{
-    CalibrationSet, Calibrator, Format, Job, Progress, Recipe, Report, Scheme, Source,
+    CalibrationSet, Calibrator, Format, GGUF_GROUP, Job, Progress, Recipe, Report, Scheme, Source,
 };
 use serde_json::{Value, json};
 
@@ -38,7 +39,23 @@ pub fn quantize(args: &QuantizeArgs) -> Result<()> {
         .with_context(|| format!("{} cannot be quantized", opened.name))?;
     // What cannot be done is said before the model is asked for its own words.
     recipe.select(source.tensors())?;
-    let (config, files) = files::of(&opened, source.float_type())?;
+    let as_gguf = recipe.format == Format::Gguf;
+    let destination = gguf::Destination::new(&args.output);
+    let (source, file) = match as_gguf {
+        true => {
+            let file = gguf::file(&opened, &source, &recipe, &destination)?;
+            (source.kept_as_gguf(), Some(file))
+        }
+        false => (source, None),
+    };
+    let (config, files) = match as_gguf {
+        true => (Value::Null, Vec::new()),
+        false => files::of(&opened, source.float_type())?,
+    };
+    let folder = match as_gguf {
+        true => destination.folder,
+        false => args.output.clone(),
+    };
     let threads = args.threads.map_or_else(machine::cores, usize::from);
     let set = calibration(args, &opened, recipe.scheme, threads)?;
     let mut layers = match set {
@@ -53,7 +70,7 @@ pub fn quantize(args: &QuantizeArgs) -> Result<()> {
     let ledger = MemoryLedger::new(limit.saturating_sub(baseline));
     let scratch = match &args.scratch {
         Some(folder) => folder.clone(),
-        None => args.output.join(WORK_FOLDER),
+        None => work_folder(&folder, file.as_ref()),
     };
     let identity = identity(&opened);
     let calibration = set.as_ref().zip(layers.as_mut());
@@ -61,7 +78,8 @@ pub fn quantize(args: &QuantizeArgs) -> Result<()> {
         source: &source,
         recipe: &recipe,
         calibration: calibration.map(|(set, layers)| (set, layers as &mut dyn Calibrator)),
-        folder: &args.output,
+        folder: &folder,
+        gguf: file.as_ref(),
         scratch: &scratch,
         ledger: &ledger,
         resume: args.resume,
@@ -202,6 +220,8 @@ fn recipe(args: &QuantizeArgs) -> Result<Recipe> {
         SchemeArg::Int4Awq => Scheme::Int4Awq,
         SchemeArg::Int4AwqGptq => Scheme::Int4AwqGptq,
     });
+    // Whether somebody has asked for a group.
+    let grouped = stored.as_ref().is_some_and(|r| r.group_size.is_some());
     let mut recipe = match (stored, scheme) {
         (Some(stored), None) => stored,
         (Some(stored), Some(scheme)) => Recipe { scheme, ..stored },
@@ -220,11 +240,11 @@ fn recipe(args: &QuantizeArgs) -> Result<Recipe> {
         Some(FormatArg::CompressedTensors) => Format::CompressedTensors,
         Some(FormatArg::Awq) => Format::Awq,
         Some(FormatArg::Gptq) => Format::Gptq,
-        Some(FormatArg::Gguf) => bail!(
-            "GGUF files are read, not written: use --format compressed-tensors, awq or gptq \
-             (llama.cpp's llama-quantize writes GGUF)"
-        ),
+        Some(FormatArg::Gguf) => Format::Gguf,
     };
+    if recipe.format == Format::Gguf && args.group_size.is_none() && !grouped {
+        recipe.group_size = Some(GGUF_GROUP);
+    }
     Ok(recipe)
 }
 

@@ -77,6 +77,17 @@ impl<'a> CheckpointSource<'a> {
         Ok(source)
     }
 
+    /// Keeps weights as GGUF's readers ask for them: vectors and routers in F32, the rest as they
+    /// are.
+    pub fn kept_as_gguf(mut self) -> Self {
+        for tensor in &mut self.tensors {
+            if tensor.shape.len() == 1 || tensor.role == Role::Router {
+                tensor.dtype = DType::F32;
+            }
+        }
+        self
+    }
+
     fn describe(
         &self,
         entry: &Entry,

@@ -6,6 +6,7 @@
 mod cursor;
 mod types;
 mod values;
+mod write;
 
 use std::collections::HashSet;
 
@@ -14,6 +15,7 @@ use scrimp_tensor::{DType, TensorError};
 
 use crate::TensorInfo;
 use cursor::Cursor;
+pub use write::{GgufPrefix, GgufTensor, GgufWriteError, encode_gguf_header};
 
 /// Items that all arrays of a file may hold together: several large vocabularies.
 const MAX_ARRAY_ITEMS: usize = 1 << 25;

@@ -78,6 +78,12 @@ pub(super) fn tensor_type(number: u32) -> Result<DType, &'static str> {
     }
 }
 
+/// The number of a type; `None` for one that GGUF does not have.
+pub(super) fn type_number(dtype: DType) -> Option<u32> {
+    let found = TYPES.iter().find(|t| t.dtype == Some(dtype));
+    found.map(|t| t.number)
+}
+
 /// The names of the types that are read.
 pub(super) fn readable() -> String {
     let names: Vec<&str> = TYPES

@@ -2,6 +2,7 @@
 //! they are quantized.
 
 use crate::calibrate::{Calibrator, Tower};
+use crate::gguf::GgufPlace;
 use crate::grid::GridSpec;
 use crate::hessian::Hessian;
 use crate::job::inputs::{self, Done, Input, Scaling};
@@ -64,6 +65,9 @@ impl<'a, 'j> LayerRun<'a, 'j> {
         for &index in &self.plan.outside {
             self.keep(index, Folded::default(), said)?;
         }
+        if let Some(gguf) = self.job.gguf {
+            gguf.write_vectors(self.writer)?;
+        }
         let (Some((set, _)), Some(hidden)) = (&self.job.calibration, self.hidden) else {
             return Ok(std::mem::take(&mut self.reports));
         };
@@ -125,7 +129,7 @@ impl<'a, 'j> LayerRun<'a, 'j> {
             }
             let (quantized, error) =
                 matrix::round_streaming(self.job, self.plan, self.spec, index)?;
-            matrix::write(self.plan, self.job.source, self.writer, index, &quantized)?;
+            self.write(index, &quantized)?;
             let report = TensorReport {
                 name: self.job.source.tensors()[index].module().to_owned(),
                 scheme: self.job.recipe.scheme.name().to_owned(),
@@ -164,6 +168,16 @@ impl<'a, 'j> LayerRun<'a, 'j> {
             .collect()
     }
 
+    /// Where a tensor goes in a GGUF file.
+    fn place(&self, index: usize) -> Option<&'j GgufPlace> {
+        self.job.gguf.and_then(|gguf| gguf.places.get(index))
+    }
+
+    fn write(&self, index: usize, quantized: &Quantized) -> Result<(), JobError> {
+        let (source, place) = (self.job.source, self.place(index));
+        matrix::write(self.plan, source, place, self.writer, index, quantized)
+    }
+
     /// Writes a tensor that stays.
     pub fn keep(
         &mut self,
@@ -171,7 +185,13 @@ impl<'a, 'j> LayerRun<'a, 'j> {
         folded: Folded<'_>,
         said: &mut Said<'_>,
     ) -> Result<(), JobError> {
-        let report = matrix::keep(self.job.source, self.writer, index, folded)?;
+        let report = matrix::keep(
+            self.job.source,
+            self.place(index),
+            self.writer,
+            index,
+            folded,
+        )?;
         self.say(index, report, said);
         Ok(())
     }
@@ -274,13 +294,7 @@ impl<'a, 'j> LayerRun<'a, 'j> {
         said: &mut Said<'_>,
     ) -> Result<(), JobError> {
         if let Some(waiting) = waiting {
-            matrix::write(
-                self.plan,
-                self.job.source,
-                self.writer,
-                waiting.index,
-                &waiting.quantized,
-            )?;
+            self.write(waiting.index, &waiting.quantized)?;
             self.say(waiting.index, waiting.report, said);
         }
         Ok(())

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 use scrimp_tensor::DType;
 
+use crate::gguf::GgufPlace;
 use crate::grid::{GridSpec, rounded};
 use crate::job::plan::{FLOATS_ROWS, JobPlan, SLAB};
 use crate::job::{Job, JobError};
@@ -51,6 +52,7 @@ pub(super) struct Folded<'a> {
 /// Writes a tensor that stays in floats.
 pub(super) fn keep(
     source: &dyn Source,
+    place: Option<&GgufPlace>,
     writer: &ShardWriter,
     index: usize,
     folded: Folded<'_>,
@@ -58,7 +60,8 @@ pub(super) fn keep(
     let tensor = &source.tensors()[index];
     let (rows, cols) = (tensor.rows(), tensor.cols());
     let total = tensor.len() * tensor.dtype.block_bytes();
-    let rows_at_once = (FLOATS_ROWS * 8).min(rows.max(1));
+    let unit = place.map_or(1, GgufPlace::unit);
+    let rows_at_once = (FLOATS_ROWS * 8).next_multiple_of(unit).min(rows.max(1));
     for first in (0..rows).step_by(rows_at_once) {
         let count = rows_at_once.min(rows - first);
         let mut values = vec![0.0; count * cols];
@@ -76,8 +79,12 @@ pub(super) fn keep(
             }
         }
         let bytes = pack::floats(tensor.dtype, values.into_iter());
-        let at = first * cols * tensor.dtype.block_bytes();
-        writer.write_part(&tensor.name, at, &bytes, total)?;
+        let element = tensor.dtype.block_bytes();
+        match (place, tensor.shape.len()) {
+            (None, _) => writer.write_part(&tensor.name, first * cols * element, &bytes, total)?,
+            (Some(place), 1) => place.write(writer, 0, &bytes, element)?,
+            (Some(place), _) => place.write(writer, first, &bytes, cols * element)?,
+        }
         source.release(index);
     }
     Ok(TensorReport {
@@ -106,12 +113,19 @@ pub(super) fn fold_vector(values: &[f32], scales: &mut [f32], dtype: DType) {
 pub(super) fn write(
     plan: &JobPlan,
     source: &dyn Source,
+    place: Option<&GgufPlace>,
     writer: &ShardWriter,
     index: usize,
     quantized: &Quantized,
 ) -> Result<(), JobError> {
     let tensor = &source.tensors()[index];
     let (rows, cols) = (tensor.rows(), tensor.cols());
+    if let Some(place) = place {
+        for bytes in plan.packer.pack(quantized) {
+            place.write(writer, 0, &bytes, bytes.len() / rows.max(1))?;
+        }
+        return Ok(());
+    }
     let names = plan
         .packer
         .tensors(tensor.module(), rows, cols, quantized.group);

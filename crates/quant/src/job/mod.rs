@@ -23,13 +23,14 @@ mod matrix;
 mod plan;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use scrimp_memory::{Category, MemoryLedger, OverBudget};
 use serde_json::Value;
 
 use crate::calibrate::{CalibrateError, CalibrationSet, Calibrator};
 use crate::factor;
+use crate::gguf::GgufFile;
 use crate::recipe::{Recipe, RecipeError, Scheme};
 use crate::report::{Report, TensorReport};
 use crate::shards::{self, ShardWriter, WriteError};
@@ -72,6 +73,8 @@ pub enum JobError {
     },
     #[error("{folder} is not empty: name another folder, or go on with --resume")]
     NotEmpty { folder: String },
+    #[error("{file} is there already: name another file, or go on with --resume")]
+    FileExists { file: String },
     #[error("{folder} holds no unfinished quantization to resume")]
     NothingToResume { folder: String },
     #[error(
@@ -122,6 +125,8 @@ pub struct Job<'a> {
     pub files: Vec<(String, Vec<u8>)>,
     /// `config.json` before that.
     pub config: Value,
+    /// The one file to write instead of shards and small files, where the format is GGUF.
+    pub gguf: Option<&'a GgufFile>,
     /// Bytes that the source's tensors take.
     pub bytes_in: usize,
     /// Width of a head whose values are projected by a matrix of their own: grouped-query
@@ -149,6 +154,7 @@ impl Job<'_> {
             self.source,
             self.recipe,
             calibration,
+            self.gguf,
             self.threads,
         )?)
     }
@@ -162,7 +168,7 @@ impl Job<'_> {
             scheme: Scheme::Int4Rtn,
             ..self.recipe.clone()
         };
-        Ok(JobPlan::new(self.source, &recipe, None, self.threads)?.peak_bytes)
+        Ok(JobPlan::new(self.source, &recipe, None, self.gguf, self.threads)?.peak_bytes)
     }
 
     /// Does it.
@@ -172,7 +178,7 @@ impl Job<'_> {
     /// stays, for a later run to go on with.
     pub fn run(mut self, progress: &mut dyn FnMut(Progress)) -> Result<Report, JobError> {
         let plan = self.plan()?;
-        let work = self.folder.join(WORK_FOLDER);
+        let work = work_folder(self.folder, self.gguf);
         let fingerprint = self.fingerprint();
         let manifest_path = work.join("manifest.json");
         let manifest = match self.find_manifest(&manifest_path, &fingerprint)? {
@@ -249,6 +255,18 @@ impl Job<'_> {
             folder: folder.clone(),
             what: what.to_owned(),
         };
+        if let (Some(gguf), false) = (self.shared_folder(), self.resume) {
+            let taken = [
+                self.folder.join(&gguf.name),
+                work_folder(self.folder, self.gguf),
+            ];
+            return match taken.into_iter().find(|path| path.exists()) {
+                Some(path) => Err(JobError::FileExists {
+                    file: path.display().to_string(),
+                }),
+                None => Ok(Found::Nothing),
+            };
+        }
         if !self.resume {
             let occupied =
                 fs::read_dir(self.folder).is_ok_and(|mut entries| entries.next().is_some());
@@ -263,7 +281,7 @@ impl Job<'_> {
                 false => Err(other(&manifest.scheme)),
             };
         }
-        let report = self.folder.join(REPORT);
+        let report = self.report_path();
         if let Ok(json) = fs::read(&report) {
             let damaged = |why: String| JobError::Damaged {
                 path: report.display().to_string(),
@@ -277,12 +295,26 @@ impl Job<'_> {
             let report = serde_json::from_value(stored).map_err(|e| damaged(e.to_string()))?;
             return Ok(Found::Finished(report));
         }
-        let occupied = fs::read_dir(self.folder)
-            .is_ok_and(|entries| entries.flatten().any(|e| e.file_name() != WORK_FOLDER));
+        let occupied = match self.shared_folder() {
+            Some(gguf) => self.folder.join(&gguf.name).exists(),
+            None => fs::read_dir(self.folder)
+                .is_ok_and(|entries| entries.flatten().any(|e| e.file_name() != WORK_FOLDER)),
+        };
         match occupied {
             true => Err(JobError::NothingToResume { folder }),
             // Killed before the first manifest: nothing was done yet.
             false => Ok(Found::Nothing),
+        }
+    }
+
+    fn shared_folder(&self) -> Option<&GgufFile> {
+        self.gguf.filter(|gguf| gguf.in_shared_folder)
+    }
+
+    fn report_path(&self) -> PathBuf {
+        match self.shared_folder() {
+            Some(gguf) => self.folder.join(format!("{}.report.json", gguf.name)),
+            None => self.folder.join(REPORT),
         }
     }
 
@@ -322,6 +354,9 @@ impl Job<'_> {
         hash.update(serde_json::to_string(self.recipe).unwrap_or_default());
         hash.update(self.identity);
         hash.update(self.config.to_string());
+        if let Some(Ok(prefix)) = self.gguf.map(|gguf| (gguf.header)(&[])) {
+            hash.update(prefix.header);
+        }
         for tensor in self.source.tensors() {
             hash.update(format!(
                 "{} {:?} {}",
@@ -364,19 +399,21 @@ impl Job<'_> {
             let text = serde_json::to_string_pretty(value).unwrap_or_default();
             (text + "\n").into_bytes()
         };
-        let mut config = self.config.clone();
-        config["quantization_config"] = plan.config.clone();
         let mut files = self.files.clone();
-        files.push(("config.json".into(), json(&config)));
+        if self.gguf.is_none() {
+            let mut config = self.config.clone();
+            config["quantization_config"] = plan.config.clone();
+            files.push(("config.json".into(), json(&config)));
+        }
         if let Some(index) = plan.layout.index() {
             files.push(("model.safetensors.index.json".into(), json(&index)));
         }
         let mut stored = serde_json::to_value(report).unwrap_or_default();
         stored["fingerprint"] = self.fingerprint().into();
-        files.push((REPORT.into(), json(&stored)));
         for (name, contents) in &files {
             shards::replace_file(&self.folder.join(name), contents)?;
         }
+        shards::replace_file(&self.report_path(), &json(&stored))?;
         shards::sync_folder(self.folder)?;
         for entry in fs::read_dir(self.scratch).into_iter().flatten().flatten() {
             let name = entry.file_name();
@@ -390,6 +427,14 @@ impl Job<'_> {
         }
         fs::remove_dir_all(work).map_err(shards::io_error(work))?;
         Ok(())
+    }
+}
+
+/// The folder that an unfinished run keeps its manifest and activations in.
+pub fn work_folder(folder: &Path, gguf: Option<&GgufFile>) -> PathBuf {
+    match gguf.filter(|gguf| gguf.in_shared_folder) {
+        Some(gguf) => folder.join(format!(".{}{WORK_FOLDER}", gguf.name)),
+        None => folder.join(WORK_FOLDER),
     }
 }
 

@@ -6,11 +6,12 @@ use serde_json::Value;
 
 use crate::awq::SAMPLED_ROWS;
 use crate::calibrate::{CalibrationSet, Calibrator};
+use crate::gguf::GgufFile;
 use crate::hessian::Hessian;
 use crate::job::inputs::REPORTED_ROWS;
 use crate::pack::{OutTensor, Packer};
 use crate::quantized::Quantized;
-use crate::recipe::{Recipe, RecipeError};
+use crate::recipe::{Format, GGUF_GROUP, Recipe, RecipeError};
 use crate::shards::{Layout, SHARD_BYTES};
 use crate::source::{Role, Source, SourceTensor};
 
@@ -57,15 +58,18 @@ impl JobPlan {
         source: &dyn Source,
         recipe: &Recipe,
         calibration: Option<(&CalibrationSet, &dyn Calibrator)>,
+        gguf: Option<&GgufFile>,
         threads: usize,
     ) -> Result<JobPlan, RecipeError> {
         let tensors = source.tensors();
         let chosen = recipe.select(tensors)?;
         let packer = Packer::new(recipe, source.float_type());
         let mut out = Vec::new();
+        let mut types = Vec::with_capacity(tensors.len());
         let (mut packed_bytes, mut packed_weights) = (0, 0);
         for (tensor, &chosen) in tensors.iter().zip(&chosen) {
             if !chosen {
+                types.push(tensor.dtype);
                 out.push(kept(tensor));
                 continue;
             }
@@ -74,9 +78,16 @@ impl JobPlan {
             let packed = packer.tensors(tensor.module(), rows, cols, group);
             packed_bytes += packed.iter().map(OutTensor::bytes).sum::<usize>();
             packed_weights += rows * cols;
+            types.extend(packed.first().map(|t| t.dtype));
             out.extend(packed);
         }
-        let layout = Layout::new(&out, SHARD_BYTES);
+        let layout = match gguf {
+            Some(gguf) => {
+                gguf.check_stacks(&chosen)?;
+                gguf.layout(&types)?
+            }
+            None => Layout::new(&out, SHARD_BYTES),
+        };
         let mut layers: Vec<BTreeMap<(Role, usize), usize>> = Vec::new();
         let mut outside = Vec::new();
         for (i, tensor) in tensors.iter().enumerate() {
@@ -219,8 +230,13 @@ impl Sizes<'_> {
             true => Quantized::bytes(rows, cols, group.unwrap_or(cols)),
             false => 0,
         };
+        // GGUF's blocks are one buffer, scales and all.
+        let scales = match self.recipe.format {
+            Format::Gguf => rows * cols / GGUF_GROUP * 4,
+            _ => 0,
+        };
         let packed = match linear {
-            true => rows * cols * self.recipe.scheme.bits() as usize / 8,
+            true => rows * cols * self.recipe.scheme.bits() as usize / 8 + scales,
             false => 0,
         };
         if self.rows == 0 {

@@ -220,7 +220,7 @@ fn vocab(
 }
 
 /// How ids turn back into text, and whether the first space of a text is dropped.
-fn decoder(decoder: &Value) -> Option<(Spelling, bool)> {
+pub(super) fn decoder(decoder: &Value) -> Option<(Spelling, bool)> {
     let kind = |part: &Value| part.get("type").and_then(Value::as_str).map(str::to_owned);
     match kind(decoder)?.as_str() {
         "ByteLevel" => Some((Spelling::ByteLevel, false)),
@@ -333,7 +333,7 @@ fn scheme(metaspace: &Value) -> Option<Prepend> {
 }
 
 /// Ids put before and after every text.
-fn affixes(post_processor: &Value) -> (Vec<u32>, Vec<u32>) {
+pub(super) fn affixes(post_processor: &Value) -> (Vec<u32>, Vec<u32>) {
     let (mut prefix, mut suffix) = (vec![], vec![]);
     let parts = match post_processor.get("processors").and_then(Value::as_array) {
         Some(parts) => parts.as_slice(),
@@ -366,7 +366,7 @@ fn affixes(post_processor: &Value) -> (Vec<u32>, Vec<u32>) {
 }
 
 /// A JSON value short enough for a message.
-fn brief(value: &Value) -> String {
+pub(super) fn brief(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(200) {
         Some((at, _)) => format!("{}…", &text[..at]),

@@ -10,6 +10,7 @@ mod bytes;
 mod config;
 mod export;
 mod gguf;
+mod import;
 mod json;
 mod normalize;
 mod pipeline;

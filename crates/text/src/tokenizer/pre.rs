@@ -168,6 +168,48 @@ pub(super) fn named(name: &str) -> Option<&'static PreTokenizer> {
         .map(|(_, rules)| rules)
 }
 
+/// The commonest name of these rules.
+pub(super) fn name_of(patterns: &[String], ignore_merges: bool) -> Option<&'static str> {
+    let spelled: Vec<String> = patterns.iter().map(|p| spelled(p)).collect();
+    let same = |rules: &PreTokenizer| {
+        rules.ignore_merges == ignore_merges
+            && rules
+                .patterns
+                .iter()
+                .map(|p| self::spelled(p))
+                .eq(spelled.iter().cloned())
+    };
+    let found = TABLE.iter().find(|(_, rules)| same(rules));
+    found.and_then(|(names, _)| names.first().copied())
+}
+
+/// A pattern in one spelling: characters that may also be written by number are written out, but
+/// for the ends of lines.
+fn spelled(pattern: &str) -> String {
+    let lines = pattern.replace('\r', "\\r").replace('\n', "\\n");
+    let mut parts = lines.split(r"\x{");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let known = part.split_once('}').and_then(|(number, rest)| {
+            let c = u32::from_str_radix(number, 16)
+                .ok()
+                .and_then(char::from_u32)?;
+            Some((c, rest))
+        });
+        match known {
+            Some((c, rest)) => {
+                out.push(c);
+                out.push_str(rest);
+            }
+            None => {
+                out.push_str(r"\x{");
+                out.push_str(part);
+            }
+        }
+    }
+    out
+}
+
 /// GPT-2's own pattern, which tokenizer.json's `ByteLevel` implies.
 pub(super) const BYTE_LEVEL: &str = GPT2;
 
@@ -188,5 +230,10 @@ mod tests {
             }
         }
         assert!(named("qwen2").is_some() && named("no-such").is_none());
+        for (names, rules) in TABLE {
+            let patterns: Vec<String> = rules.patterns.iter().map(|p| (*p).to_owned()).collect();
+            assert_eq!(name_of(&patterns, rules.ignore_merges), Some(names[0]));
+        }
+        assert_eq!(spelled("a\\x{1F5F}-\n"), "a\u{1F5F}-\\n");
     }
 }
