@@ -9,6 +9,7 @@ true widths (one dense layer, one of 256 experts). The tokenizer is taken from a
 """
 import argparse
 import json
+import math
 import pathlib
 import shutil
 
@@ -67,16 +68,27 @@ def layer(config, index):
     return shapes
 
 
-def values(name, shape, blocks):
+POOL = 1 << 26
+
+
+def drawn(pool, shape):
+    """Values from a pool of random ones, from a random place on: drawing each anew takes an hour."""
+    count = math.prod(shape)
+    start = int(torch.randint(POOL, ()))
+    parts = [pool[start:]] + [pool] * (count // POOL + 1)
+    return torch.cat(parts)[:count].reshape(shape).contiguous()
+
+
+def values(pool, name, shape, blocks):
     """A tensor, and its scales where it is in FP8."""
     if len(shape) == 1:
         bias = name.endswith("bias")
         return {name: torch.zeros(shape) if bias else torch.ones(shape, dtype=torch.bfloat16)}
-    weight = torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02)
+    weight = drawn(pool, shape)
     if not blocks or name.endswith(("embed_tokens.weight", "lm_head.weight", "mlp.gate.weight")):
-        return {name: weight}
-    scales = torch.full([-(-side // 128) for side in shape], 2.0**-10, dtype=torch.float32)
-    return {name: (weight * 1024).to(torch.float8_e4m3fn), name + "_scale_inv": scales}
+        return {name: weight * 0.02}
+    scales = torch.full([-(-side // 128) for side in shape], 0.02 / 16, dtype=torch.float32)
+    return {name: (weight * 16).to(torch.float8_e4m3fn), name + "_scale_inv": scales}
 
 
 def main():
@@ -89,6 +101,7 @@ def main():
     parser.add_argument("--shard-bytes", type=int, default=1 << 30)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
+    pool = torch.empty(POOL, dtype=torch.bfloat16).normal_()
     config = dict(LLAMA if args.kind == "llama" else DEEPSEEK)
     config["num_hidden_layers"] = args.layers or (24 if args.kind == "llama" else 2)
     args.out.mkdir(parents=True)
@@ -107,7 +120,7 @@ def main():
 
     total = 0
     for name, shape in shapes.items():
-        for key, tensor in values(name, shape, args.kind == "deepseek_v3").items():
+        for key, tensor in values(pool, name, shape, args.kind == "deepseek_v3").items():
             shard[key] = tensor
             held += tensor.nbytes
             total += tensor.nbytes

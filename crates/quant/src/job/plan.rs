@@ -15,8 +15,11 @@ use crate::recipe::{Format, GGUF_GROUP, Recipe, RecipeError};
 use crate::shards::{Layout, SHARD_BYTES};
 use crate::source::{Role, Source, SourceTensor};
 
-/// Bytes of small things beside what is counted: tables, reports, buffers of files, allocator.
-const SMALL: usize = 24 << 20;
+/// Bytes of small things beside what is counted: tables, reports, buffers of files, code that is
+/// read in when it is first run.
+const SMALL: usize = 3 << 20;
+/// What the allocator may keep of memory given back: a part of the peak, and most.
+const KEPT: (usize, usize) = (8, 16 << 20);
 /// Values of a tensor that are read before its file's pages are given back.
 pub(super) const SLAB: usize = 4 << 20;
 /// Bytes of a file that come in beside those asked for: large pages at both ends, read ahead.
@@ -165,12 +168,23 @@ impl JobPlan {
             let stored = 4 * self.hidden + widest[0] + widest[1];
             self.scratch_bytes = set.tokens() * stored * 4;
         }
-        let mapped = tensors
-            .iter()
-            .map(|t| t.len().min(SLAB) * t.dtype.block_bytes());
-        self.peak_bytes = sizes.peak.0 + mapped.max().unwrap_or(0) + BESIDE + SMALL;
+        let mapped = tensors.iter().map(mapped_bytes).max();
+        let kept = (sizes.peak.0 / KEPT.0).min(KEPT.1);
+        self.peak_bytes = sizes.peak.0 + kept + mapped.unwrap_or(0) + SMALL;
         self.peak_stage = sizes.peak.1;
     }
+}
+
+/// Bytes of a tensor's file that are mapped at one time.
+fn mapped_bytes(tensor: &SourceTensor) -> usize {
+    let outside = matches!(tensor.role, Role::Embedding | Role::Head);
+    let most = if outside {
+        FLOATS_ROWS * 8 * tensor.cols()
+    } else {
+        SLAB
+    };
+    let bytes = tensor.len().min(most) * tensor.dtype.block_bytes();
+    bytes + bytes.min(BESIDE)
 }
 
 /// A tensor that stays in floats.
@@ -260,9 +274,8 @@ impl Sizes<'_> {
     /// The largest of some matrices, one of them in hand at a time.
     fn in_hand(&self, layer: &BTreeMap<(Role, usize), usize>, roles: &[Role]) -> usize {
         let of = roles.iter().filter_map(|r| layer.get(&(*r, 0)));
-        of.map(|i| self.one_matrix(&self.tensors[*i]))
-            .max()
-            .unwrap_or(0)
+        let matrices = of.map(|i| self.one_matrix(&self.tensors[*i]));
+        matrices.max().unwrap_or(0).max(self.sample(layer, roles))
     }
 
     /// Matrices in the calibrator.
@@ -276,13 +289,21 @@ impl Sizes<'_> {
         layer.get(&(role, 0)).map_or(0, |i| self.tensors[*i].cols())
     }
 
-    /// A Hessian of `n` channels, and the sample of rows that scales are searched on.
+    /// A Hessian of `n` channels, and what threads hold that take it in or multiply by it.
     fn moments(&self, n: usize) -> usize {
-        let sample = match self.recipe.scheme.scales_channels() {
-            true => SAMPLED_ROWS * n * 4 + self.threads * 32 * n * 8,
-            false => 0,
-        };
-        Hessian::bytes(n) + sample + self.threads * 32 * n * 8
+        Hessian::bytes(n) + self.threads * 32 * n * 8
+    }
+
+    /// The sample of rows that scales are searched on, before matrices are in hand.
+    fn sample(&self, layer: &BTreeMap<(Role, usize), usize>, roles: &[Role]) -> usize {
+        if !self.recipe.scheme.scales_channels() {
+            return 0;
+        }
+        let of = roles.iter().filter_map(|r| layer.get(&(*r, 0)));
+        let readers: Vec<&SourceTensor> = of.map(|i| &self.tensors[*i]).collect();
+        let rows: usize = readers.iter().map(|t| t.rows()).sum();
+        let cols = readers.iter().map(|t| t.cols()).max().unwrap_or(0);
+        (rows.min(SAMPLED_ROWS) + self.threads * 32 * 2) * cols * 4
     }
 
     /// Takes in a layer's stages; gives the widths of the inputs of `o` and of down projections.
