@@ -377,7 +377,7 @@ mod tests {
         assert!(refused.contains("tokenizer.ggml.pre"), "{refused}");
         let mut lower = byte_level(&bytes(true));
         lower["normalizer"] = json!({"type": "Lowercase"});
-        assert!(read(&lower, 264).unwrap_err().contains("Lowercase"));
+        assert!(read(&lower, 264).is_err());
     }
 
     #[test]
