@@ -5,7 +5,8 @@ For measuring memory: `llama` in BF16 with an 8B model's widths, `deepseek_v3` i
 true widths (one dense layer, one of 256 experts). The tokenizer is taken from another folder, whose ids must fit.
 
     python tools/peers/random_folder.py llama ./big --layers 24 --tokenizer ./bf16
-    python tools/peers/random_folder.py deepseek_v3 ./r1 --tokenizer ./bf16
+    python tools/peers/random_folder.py deepseek_v3 ./r1 --tokenizer ./bf16 --set vocab_size=49152
+    python tools/peers/random_folder.py deepseek_v3 ./small --tokenizer ./bf16 --set n_routed_experts=16 hidden_size=512
 """
 import argparse
 import json
@@ -96,6 +97,7 @@ def main():
     parser.add_argument("kind", choices=["llama", "deepseek_v3"])
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--layers", type=int, help="default: 24, or 2 for deepseek_v3")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=NUMBER", help="other widths than the kind's")
     parser.add_argument("--tokenizer", type=pathlib.Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shard-bytes", type=int, default=1 << 30)
@@ -104,6 +106,7 @@ def main():
     pool = torch.empty(POOL, dtype=torch.bfloat16).normal_()
     config = dict(LLAMA if args.kind == "llama" else DEEPSEEK)
     config["num_hidden_layers"] = args.layers or (24 if args.kind == "llama" else 2)
+    config |= {key: int(number) for key, number in (pair.split("=") for pair in args.set)}
     args.out.mkdir(parents=True)
     shapes = {"model.embed_tokens.weight": [config["vocab_size"], config["hidden_size"]]}
     for index in range(config["num_hidden_layers"]):
