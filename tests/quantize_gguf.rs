@@ -255,6 +255,15 @@ fn unpacked(folder: &Checkpoint, spec: &WeightSpec, bits: usize) -> Vec<f32> {
     values
 }
 
+/// The root mean square of the difference by that of the values.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let squares = |values: &mut dyn Iterator<Item = f32>| -> f64 {
+        values.map(|v| f64::from(v).powi(2)).sum()
+    };
+    let apart = squares(&mut a.iter().zip(b).map(|(a, b)| a - b));
+    (apart / squares(&mut b.iter().copied())).sqrt()
+}
+
 /// Whether the format keeps a weight's rows in another order.
 fn is_rearranged(config: &ModelConfig, slot: Slot) -> bool {
     let llama = config.architecture == scrimp_model::Architecture::Llama;
@@ -314,17 +323,27 @@ fn every_architecture_holds_what_compressed_tensors_holds() {
                 assert!(kept == dtype || !kept.is_block(), "{}", ours.tensor);
                 blocks += usize::from(kept == dtype);
                 let (a, b) = (stored(&written, ours), unpacked(&folder, theirs, bits));
-                // A minimum is rounded to F16: by 2⁻¹² of at most 15 steps.
-                let slack = if kept == DType::Q4_1 { 2e-3 } else { 0.0 };
-                let same = a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= slack);
-                assert!(
-                    a.len() == b.len() && same,
-                    "{name} {settings:?}: {}",
-                    ours.tensor
-                );
+                assert_eq!(a.len(), b.len(), "{}", ours.tensor);
+                let fits = match kept {
+                    // Scales with a sign make other grids, whose values are near these.
+                    DType::Q4_0 => distance(&a, &b) < 0.25,
+                    // A minimum is rounded to F16: by 2⁻¹² of at most 15 steps.
+                    DType::Q4_1 => a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= 2e-3),
+                    _ => a == b,
+                };
+                assert!(fits, "{name} {settings:?}: {}", ours.tensor);
             }
             assert!(blocks > 0);
             // The rest, and what the keys and the tokenizer say, shows in what it computes.
+            if dtype == DType::Q4_0 {
+                let (kl, _) = divergence(&file, &source, &text);
+                let (packed_kl, _) = divergence(&packed, &source, &text);
+                assert!(
+                    kl < 1.5 * packed_kl,
+                    "{name} {settings:?}: {kl}, {packed_kl}"
+                );
+                continue;
+            }
             let (kl, agreement) = divergence(&file, &packed, &text);
             let most = if dtype == DType::Q4_1 { 1e-5 } else { 1e-8 };
             assert!(kl.abs() < most, "{name} {settings:?}: {kl}");

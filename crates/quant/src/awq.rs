@@ -359,6 +359,7 @@ mod tests {
     const SPEC: GridSpec = GridSpec {
         bits: 4,
         symmetric: true,
+        signed: false,
         zero_min: 0,
         scale: DType::F32,
     };

@@ -303,6 +303,7 @@ mod tests {
             let spec = GridSpec {
                 bits,
                 symmetric,
+                signed: symmetric && bits == 4,
                 zero_min: 0,
                 scale: DType::F16,
             };

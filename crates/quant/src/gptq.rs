@@ -214,6 +214,7 @@ mod tests {
         GridSpec {
             bits: 4,
             symmetric,
+            signed: false,
             zero_min: 0,
             scale: DType::F32,
         }

@@ -10,6 +10,9 @@ pub struct GridSpec {
     pub bits: u32,
     /// Whether the zero point is the middle of the codes.
     pub symmetric: bool,
+    /// Whether a symmetric grid's scale may be negative: the one code without a mirror image then
+    /// goes to the largest value, whichever its sign.
+    pub signed: bool,
     /// Least zero point that may be stored.
     pub zero_min: u8,
     /// Type that scales are stored in.
@@ -40,6 +43,13 @@ impl GridSpec {
     #[inline(always)]
     pub fn over(&self, min: f32, max: f32, shrink: f32) -> Grid {
         let codes = self.max_code();
+        if self.symmetric && self.signed {
+            let largest = if max > -min { max } else { min };
+            return Grid {
+                scale: self.stored_scale(-largest * shrink / self.middle()),
+                zero: self.middle(),
+            };
+        }
         if self.symmetric {
             let reach = max.max(-min) * shrink;
             return Grid {
@@ -56,17 +66,19 @@ impl GridSpec {
         }
     }
 
-    /// The nearest scale that can be stored; 1 for a group of zeros, which every scale fits.
+    /// The nearest scale of the same sign that can be stored; 1 for a group of zeros, which every
+    /// scale fits.
     #[inline(always)]
     pub fn stored_scale(&self, scale: f32) -> f32 {
-        if scale.is_nan() || scale <= 0.0 {
+        if scale.is_nan() || scale == 0.0 {
             return 1.0;
         }
-        match self.scale {
-            DType::F16 => f16::from_f32(scale.clamp(SMALLEST_F16, LARGEST_F16)).to_f32(),
-            DType::BF16 => round_bf16(scale.clamp(f32::MIN_POSITIVE, LARGEST_BF16)),
-            _ => scale.clamp(f32::MIN_POSITIVE, f32::MAX),
-        }
+        let size = match (self.scale, scale.abs()) {
+            (DType::F16, size) => f16::from_f32(size.clamp(SMALLEST_F16, LARGEST_F16)).to_f32(),
+            (DType::BF16, size) => round_bf16(size.clamp(f32::MIN_POSITIVE, LARGEST_BF16)),
+            (_, size) => size.clamp(f32::MIN_POSITIVE, f32::MAX),
+        };
+        size.copysign(scale)
     }
 }
 
@@ -114,6 +126,7 @@ mod tests {
     const SPEC: GridSpec = GridSpec {
         bits: 4,
         symmetric: false,
+        signed: false,
         zero_min: 0,
         scale: DType::F32,
     };
@@ -128,6 +141,18 @@ mod tests {
         assert_eq!((grid.scale, grid.zero), (0.4, 8.0));
         assert_eq!(grid.code(-3.0, 15.0), 0.0); // −7.5 is a tie, and 0 is even
         assert_eq!(grid.code(9.0, 15.0), 15.0);
+        let signed = GridSpec {
+            signed: true,
+            ..symmetric
+        };
+        for (min, max) in [(-3.0, 1.5), (-1.5, 3.0)] {
+            let grid = signed.over(min, max, 1.0);
+            assert_eq!(grid.scale.abs(), 0.375);
+            let largest = if max > -min { max } else { min };
+            assert_eq!(grid.code(largest, 15.0), 0.0);
+            assert_eq!(grid.value(0.0), largest);
+            assert_eq!(grid.value(grid.code(-largest, 15.0)), -largest * 7.0 / 8.0);
+        }
         let grid = SPEC.over(0.5, 1.5, 1.0); // 0 is taken in
         assert_eq!((grid.scale, grid.zero), (0.1, 0.0));
         let shifted = GridSpec {
@@ -155,6 +180,7 @@ mod tests {
         };
         assert_eq!(spec.stored_scale(1e9), 65504.0);
         assert!(spec.stored_scale(1e-30) > 0.0);
+        assert_eq!(spec.stored_scale(-1e9), -65504.0);
         assert_eq!(spec.stored_scale(f32::NAN), 1.0);
     }
 }

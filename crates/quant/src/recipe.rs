@@ -246,6 +246,8 @@ impl Recipe {
         GridSpec {
             bits: self.scheme.bits(),
             symmetric: !self.asymmetric,
+            // Q4_0's scale has a sign; other formats' readers take it for positive.
+            signed: self.format == Format::Gguf && self.scheme.bits() == 4,
             // Version 1 stores the zero point less one, which readers disagree about for 0.
             zero_min: u8::from(self.format == Format::Gptq),
             scale: match self.format {
