@@ -89,7 +89,7 @@ impl Sampler {
         params: &SamplingParams,
         context: &SequenceContext<'_>,
     ) -> Result<Sampled, SampleError> {
-        if let Some(token) = row.iter().position(|x| !x.is_finite()) {
+        if let Some(token) = select::first_not_finite(row) {
             let value = row[token];
             return Err(SampleError::NotFinite { token, value });
         }

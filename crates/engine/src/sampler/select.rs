@@ -12,16 +12,56 @@ pub fn better(a: &Candidate, b: &Candidate) -> Ordering {
     b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
 }
 
-/// The best token, the lowest id among equals; `None` for an empty row.
+/// Values that are compared side by side, and values whose greatest is kept.
+const LANES: usize = 16;
+const STRETCH: usize = 64 * LANES;
+
+/// The best token, the lowest id among equals; `None` where there is no number.
+///
+/// One pass finds the greatest of every stretch, side by side, which compilers turn into vectors;
+/// only the first stretch that has the greatest of all is looked through.
 pub fn argmax(row: &[f32]) -> Option<u32> {
-    let mut best: Option<(f32, usize)> = None;
-    for (i, &x) in row.iter().enumerate() {
-        if best.is_none_or(|(value, _)| x > value) {
-            best = Some((x, i));
+    let mut best = (f32::NEG_INFINITY, 0);
+    for (i, stretch) in row.chunks(STRETCH).enumerate() {
+        let top = greatest(stretch);
+        if top > best.0 {
+            best = (top, i);
         }
     }
-    best.map(|(_, i)| i as u32)
+    let first = best.1 * STRETCH;
+    let within = row.get(first..)?.iter().position(|&x| x == best.0)?;
+    Some((first + within) as u32)
 }
+
+/// The greatest value; −∞ of none. NaN is passed over.
+fn greatest(values: &[f32]) -> f32 {
+    let greater = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (whole, rest) = values.as_chunks::<LANES>();
+    for chunk in whole {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane = greater(*lane, x);
+        }
+    }
+    lanes
+        .into_iter()
+        .chain(rest.iter().copied())
+        .fold(f32::NEG_INFINITY, greater)
+}
+
+/// The first value that is infinite or no number.
+pub fn first_not_finite(row: &[f32]) -> Option<usize> {
+    let odd = |x: &f32| x.to_bits() & INFINITE == INFINITE;
+    // Whole stretches first, without a way out of the loop, so that they become vectors.
+    let stretch = row
+        .chunks(STRETCH)
+        .position(|s| s.iter().fold(false, |any, x| any | odd(x)))?;
+    let first = stretch * STRETCH;
+    row[first..].iter().position(odd).map(|i| first + i)
+}
+
+/// Exponent bits of what is not finite.
+const INFINITE: u32 = 0x7f80_0000;
 
 /// Moves the best `count` candidates to the front, in order; returns how many that are.
 pub fn sort_best(candidates: &mut [Candidate], count: usize) -> usize {

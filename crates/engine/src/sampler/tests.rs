@@ -306,3 +306,43 @@ proptest! {
         prop_assert!(allowed.iter().any(|a| a.0 == drawn), "{drawn} not in {expected:?}");
     }
 }
+
+/// Lengths around the stretches that rows are looked at in.
+const LENGTHS: [usize; 8] = [1, 15, 16, 1023, 1024, 1025, 3000, 49_152];
+
+#[test]
+fn the_first_of_the_best_is_found_wherever_it_lies() {
+    for len in LENGTHS {
+        let row: Vec<f32> = (0..len)
+            .map(|i| (i * 7919 % 1009) as f32 - 2000.0)
+            .collect();
+        for at in [0, len / 3, len / 2, len - 1] {
+            let mut row = row.clone();
+            row[at] = 5.0;
+            row[len - 1] = 5.0;
+            assert_eq!(select::argmax(&row), Some(at as u32), "{at} of {len}");
+            row[at] = f32::NEG_INFINITY;
+            let best = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let first = row.iter().position(|&x| x == best).map(|i| i as u32);
+            assert_eq!(select::argmax(&row), first, "all but {at} of {len}");
+        }
+        assert_eq!(select::argmax(&vec![f32::NEG_INFINITY; len]), Some(0));
+    }
+    assert_eq!(select::argmax(&[]), None);
+}
+
+#[test]
+fn the_first_value_that_is_no_number_is_found() {
+    for len in LENGTHS {
+        let row: Vec<f32> = (0..len).map(|i| i as f32 * 1e30).collect();
+        assert_eq!(select::first_not_finite(&row), None);
+        for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in [0, len / 2, len - 1] {
+                let mut row = row.clone();
+                row[at] = odd;
+                row[len - 1] = odd;
+                assert_eq!(select::first_not_finite(&row), Some(at), "{at} of {len}");
+            }
+        }
+    }
+}
