@@ -31,7 +31,7 @@ impl<S: Simd, const TERMS: usize> Tiles<S, TERMS> {
 }
 
 /// Rows that one tile holds beside a single panel.
-const FEW_ROWS: usize = 8;
+const FEW_ROWS: usize = 16;
 
 impl<Q: QuantFormat, const TERMS: usize> Kernel for GemmInt<Q, TERMS> {
     type Args = Gemm;
@@ -66,9 +66,9 @@ unsafe fn pair<S: Simd, Q: QuantFormat, const TERMS: usize>(s: S, g: &Gemm, p: u
         // SAFETY: rows `row ..` are part of the product.
         row += unsafe {
             match g.rows - row {
-                6.. => tile::<S, Q, TERMS, 6, 2>(s, g, p, row),
-                2.. => tile::<S, Q, TERMS, 2, 2>(s, g, p, row),
-                _ => tile::<S, Q, TERMS, 1, 2>(s, g, p, row),
+                6.. => tile::<S, Q, TERMS, 1, 6, 2>(s, g, p, row),
+                2.. => tile::<S, Q, TERMS, 1, 2, 2>(s, g, p, row),
+                _ => tile::<S, Q, TERMS, 1, 1, 2>(s, g, p, row),
             }
         };
     }
@@ -82,35 +82,36 @@ unsafe fn pair<S: Simd, Q: QuantFormat, const TERMS: usize>(s: S, g: &Gemm, p: u
 unsafe fn single<S: Simd, Q: QuantFormat, const TERMS: usize>(s: S, g: &Gemm, p: usize) {
     let mut row = 0;
     while row < g.rows {
-        let left = g.rows - row;
         // SAFETY: rows `row ..` are part of the product.
-        unsafe {
-            if S::MANY_REGISTERS {
-                row += match left {
-                    FEW_ROWS.. => tile::<S, Q, TERMS, FEW_ROWS, 1>(s, g, p, row),
-                    4.. => tile::<S, Q, TERMS, 4, 1>(s, g, p, row),
-                    2.. => tile::<S, Q, TERMS, 2, 1>(s, g, p, row),
-                    _ => tile::<S, Q, TERMS, 1, 1>(s, g, p, row),
-                };
-            } else {
-                row += match left {
-                    2.. => tile::<S, Q, TERMS, 2, 1>(s, g, p, row),
-                    _ => tile::<S, Q, TERMS, 1, 1>(s, g, p, row),
-                };
+        row += unsafe {
+            match (S::MANY_REGISTERS, TERMS, g.rows - row) {
+                (true, 1, 13..) => tile::<S, Q, TERMS, 2, 8, 1>(s, g, p, row),
+                (true, 1, 9..) => tile::<S, Q, TERMS, 2, 6, 1>(s, g, p, row),
+                (true, 2, 13..) => tile::<S, Q, TERMS, 4, 4, 1>(s, g, p, row),
+                (true, 2, 9..) => tile::<S, Q, TERMS, 3, 4, 1>(s, g, p, row),
+                (true, _, 8..) => tile::<S, Q, TERMS, 1, 8, 1>(s, g, p, row),
+                (true, _, 4..) => tile::<S, Q, TERMS, 1, 4, 1>(s, g, p, row),
+                (_, _, 2..) => tile::<S, Q, TERMS, 1, 2, 1>(s, g, p, row),
+                _ => tile::<S, Q, TERMS, 1, 1, 1>(s, g, p, row),
             }
-        }
+        };
     }
 }
 
-/// `ROWS` activation rows against `PANELS` panels; returns `ROWS`.
+/// `STACKS` times `ROWS` activation rows, or as many as there are, against `PANELS` panels; returns
+/// how many.
+///
+/// Stacks take a block of weights in turn: only their sums are in registers all along. The last
+/// one begins early enough to be whole, and computes what another one computed too.
 ///
 /// # Safety
-/// They are part of the product.
+/// They are part of the product; `ROWS` are left.
 #[inline(always)]
 unsafe fn tile<
     S: Simd,
     Q: QuantFormat,
     const TERMS: usize,
+    const STACKS: usize,
     const ROWS: usize,
     const PANELS: usize,
 >(
@@ -119,18 +120,22 @@ unsafe fn tile<
     p: usize,
     row: usize,
 ) -> usize {
-    let mut acts = [std::ptr::null::<ActBlock<TERMS>>(); ROWS];
+    let last = g.rows - row - ROWS;
+    let first = |stack: usize| row + (stack * ROWS).min(last);
+    let mut acts = [[std::ptr::null::<ActBlock<TERMS>>(); ROWS]; STACKS];
     let mut units = [std::ptr::null::<u8>(); PANELS];
     // SAFETY: rows and panels of the product.
     unsafe {
-        for (r, act) in acts.iter_mut().enumerate() {
-            *act = g.act(row + r).cast();
+        for (stack, acts) in acts.iter_mut().enumerate() {
+            for (r, act) in acts.iter_mut().enumerate() {
+                *act = g.act(first(stack) + r).cast();
+            }
         }
         for (q, unit) in units.iter_mut().enumerate() {
             *unit = g.weight.at(p + q).bytes;
         }
     }
-    let mut sums = [[s.splat(0.0); PANELS]; ROWS];
+    let mut sums = [[[s.splat(0.0); PANELS]; ROWS]; STACKS];
     for _ in 0..g.cols() / (32 * Q::BLOCKS) {
         for block in 0..Q::BLOCKS {
             if row == 0 {
@@ -142,11 +147,13 @@ unsafe fn tile<
                     }
                 }
             }
-            // SAFETY: units and activation blocks follow one another to the end of the columns.
-            unsafe {
-                block_step::<S, Q, TERMS, ROWS, PANELS>(s, &units, &acts, block, &mut sums);
-                for act in &mut acts {
-                    *act = act.add(1);
+            for (acts, sums) in acts.iter_mut().zip(&mut sums) {
+                // SAFETY: units and activation blocks follow one another to the end of the columns.
+                unsafe {
+                    block_step::<S, Q, TERMS, ROWS, PANELS>(s, &units, acts, block, sums);
+                    for act in acts {
+                        *act = act.add(1);
+                    }
                 }
             }
         }
@@ -155,13 +162,20 @@ unsafe fn tile<
             *unit = unsafe { unit.add(Q::UNIT_BYTES) };
         }
     }
-    for (r, sums) in sums.iter().enumerate() {
-        for (q, &sum) in sums.iter().enumerate() {
-            // SAFETY: as above.
-            unsafe { g.finish(s, p + q, row + r, sum) }
+    let mut done = 0;
+    for (stack, sums) in sums.iter().enumerate() {
+        for (r, sums) in sums.iter().enumerate() {
+            if first(stack) + r < row + done {
+                continue;
+            }
+            for (q, &sum) in sums.iter().enumerate() {
+                // SAFETY: as above.
+                unsafe { g.finish(s, p + q, first(stack) + r, sum) }
+            }
+            done += 1;
         }
     }
-    ROWS
+    done
 }
 
 /// Bytes between the weights in use and those asked for: a few microseconds' worth.
