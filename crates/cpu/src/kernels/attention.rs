@@ -76,8 +76,31 @@ pub(crate) struct Attention {
     pub(crate) out_stride: usize,
     /// Whether `out` takes unmerged states of one segment.
     pub(crate) partial: bool,
+    /// What the same thread looks at afterwards: its first chunk is asked for during the last.
+    pub(crate) next: Option<Upcoming>,
     /// [`scratch_len`] values.
     pub(crate) scratch: *mut f32,
+}
+
+/// Positions that a later call looks at.
+#[derive(Clone, Copy)]
+pub(crate) struct Upcoming {
+    pub(crate) kv: KvHead,
+    pub(crate) blocks: *const u32,
+    pub(crate) from: usize,
+    pub(crate) to: usize,
+}
+
+impl Attention {
+    /// What a call before this one is to ask for.
+    pub(crate) fn upcoming(&self) -> Upcoming {
+        Upcoming {
+            kv: self.kv,
+            blocks: self.blocks,
+            from: self.from,
+            to: self.to,
+        }
+    }
 }
 
 /// Values of scratch for heads of these widths.
@@ -266,7 +289,7 @@ unsafe fn segment<S: Simd, E: Element>(
         let count = (to - start).min(CHUNK);
         // SAFETY: positions below `to` are in the cache, and so in the block table.
         unsafe {
-            ahead::<S, E>(s, a, start + CHUNK, to);
+            ask_ahead::<S, E>(s, a, start + CHUNK);
             let tokens = locate::<E>(a, start, count);
             if E::IS_F32 || n <= 4 {
                 tiles::<S, E>(s, a, start, count, &tokens, q, states);
@@ -282,22 +305,40 @@ unsafe fn segment<S: Simd, E: Element>(
 /// Bytes of a chunk's keys up to which the next chunk is asked into the first cache.
 const NEAR: usize = 8 << 10;
 
-/// Asks for a chunk to come while the one before is at work: blocks lie far apart, and no
-/// machine guesses where the next one is.
+/// Asks for the chunk at `start`, or where the call ends there for the next call's first, to come
+/// while the one before is at work: blocks lie far apart, and no machine guesses where the next
+/// one is.
 ///
 /// # Safety
-/// Positions below `to` are in the block table.
+/// The positions of the call and of the next one are in their block tables.
 #[inline(always)]
-unsafe fn ahead<S: Simd, E: Element>(s: S, a: &Attention, start: usize, to: usize) {
-    let kv = &a.kv;
+unsafe fn ask_ahead<S: Simd, E: Element>(s: S, a: &Attention, start: usize) {
+    let here = Upcoming {
+        from: start,
+        ..a.upcoming()
+    };
+    let next = if start < a.to { Some(here) } else { a.next };
+    if let Some(next) = next {
+        // SAFETY: by contract.
+        unsafe { ask::<S, E>(s, &next) }
+    }
+}
+
+/// Asks for the first chunk of some positions.
+///
+/// # Safety
+/// They are in the block table.
+#[inline(always)]
+unsafe fn ask<S: Simd, E: Element>(s: S, at: &Upcoming) {
+    let kv = &at.kv;
     let inside = std::ptr::eq(kv.keys, kv.values);
     let near = CHUNK * kv.key_stride * size_of::<E>() <= NEAR;
-    let (mut t, end) = (start, (start + CHUNK).min(to));
+    let (mut t, end) = (at.from, (at.from + CHUNK).min(at.to));
     while t < end {
         let (entry, within) = (t / kv.block_size, t % kv.block_size);
         let count = (kv.block_size - within).min(end - t);
         // SAFETY: by contract.
-        let block = unsafe { *a.blocks.add(entry) } as usize * kv.block_stride;
+        let block = unsafe { *at.blocks.add(entry) } as usize * kv.block_stride;
         let both = [(kv.keys, kv.key_stride), (kv.values, kv.value_stride)];
         for &(first, stride) in &both[..if inside { 1 } else { 2 }] {
             let from = first.cast::<E>().wrapping_add(block + within * stride);

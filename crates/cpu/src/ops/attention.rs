@@ -11,6 +11,7 @@ use crate::kernels::table::KernelTable;
 use crate::memory::Shared;
 use crate::ops::parts;
 use crate::pool::Pool;
+use crate::simd::KernelFn;
 use crate::workspace::{Workspace, at_least, attention_len, states_len};
 
 /// Operands of [`attention`].
@@ -122,7 +123,6 @@ pub(crate) fn attention(
         &mut workspace.attention,
         attention_len(threads, layout.key_dim, layout.value_dim),
     );
-    let each = scratch.len() / threads;
     let scratch = Shared::new(scratch);
     let out = Shared::new(op.out);
     let (cache, batch) = (op.cache, op.batch);
@@ -130,7 +130,7 @@ pub(crate) fn attention(
         .kv(layout.dtype)
         .expect("checked when the cache was made")
         .attend;
-    pool.run(calls, &|mut call, thread| {
+    let call_at = |mut call: usize, scratch: *mut f32| {
         for s in 0..batch.num_seqs() {
             let sequence = batch.sequence(s);
             let calls = calls_of(&sequence);
@@ -144,31 +144,64 @@ pub(crate) fn attention(
             let first = step * grouping.rows;
             let rows = grouping.rows.min(sequence.num_rows - first);
             let head = kv_head * grouping.group + heads.start;
-            let row = sequence.row_start + first;
-            let at = row * op.num_heads + head;
-            // SAFETY: the batch was checked; every call writes rows and heads of its own, and
-            // every thread has scratch of its own.
-            unsafe {
-                attend(&Attention {
-                    kv: cache.head(op.layer, kv_head),
-                    blocks: sequence.blocks.as_ptr(),
-                    q: op.q.as_ptr().add(at * layout.key_dim),
-                    q_stride: op.num_heads * layout.key_dim,
-                    rows,
-                    heads: heads.len(),
-                    position: sequence.first_position + first,
-                    key_dim: layout.key_dim,
-                    value_dim: layout.value_dim,
-                    scale: op.scale,
-                    from: 0,
-                    to: sequence.first_position + first + rows,
-                    out: out.as_mut_ptr().add(at * layout.value_dim),
-                    out_stride: op.num_heads * layout.value_dim,
-                    partial: false,
-                    scratch: scratch.slice(thread * each, each).as_mut_ptr(),
-                });
-            }
-            return;
+            let at = (sequence.row_start + first) * op.num_heads + head;
+            return Attention {
+                kv: cache.head(op.layer, kv_head),
+                blocks: sequence.blocks.as_ptr(),
+                q: op.q[at * layout.key_dim..].as_ptr(),
+                q_stride: op.num_heads * layout.key_dim,
+                rows,
+                heads: heads.len(),
+                position: sequence.first_position + first,
+                key_dim: layout.key_dim,
+                value_dim: layout.value_dim,
+                scale: op.scale,
+                from: 0,
+                to: sequence.first_position + first + rows,
+                out: out.as_mut_ptr().wrapping_add(at * layout.value_dim),
+                out_stride: op.num_heads * layout.value_dim,
+                partial: false,
+                next: None,
+                scratch,
+            };
+        }
+        unreachable!("call {call} past the last sequence's")
+    };
+    // SAFETY: the batch was checked; every call writes rows and heads of its own.
+    unsafe { in_turn(pool, calls, attend, &scratch, call_at) }
+}
+
+/// Calls that a thread takes at a time: few enough that threads end together.
+fn calls_in_turn(calls: usize, threads: usize) -> usize {
+    (calls / (8 * threads)).max(1)
+}
+
+/// Runs every call once, some in turn on one thread, each told where the one after it begins.
+///
+/// # Safety
+/// `call_at` gives calls whose operands are as the kernel wants them, for scratch of a thread's
+/// share, and that write apart from one another.
+unsafe fn in_turn(
+    pool: &mut Pool,
+    calls: usize,
+    attend: KernelFn<Attention>,
+    scratch: &Shared<'_, f32>,
+    call_at: impl Fn(usize, *mut f32) -> Attention + Sync,
+) {
+    let threads = pool.threads();
+    let (span, each) = (calls_in_turn(calls, threads), scratch.len() / threads);
+    pool.run(calls.div_ceil(span), &|chunk, thread| {
+        // SAFETY: every thread has scratch of its own.
+        let scratch = unsafe { scratch.slice(thread * each, each) }.as_mut_ptr();
+        let (first, end) = (chunk * span, calls.min((chunk + 1) * span));
+        let mut call = call_at(first, scratch);
+        for next in first + 1..=end {
+            let next = (next < end).then(|| call_at(next, scratch));
+            call.next = next.as_ref().map(Attention::upcoming);
+            // SAFETY: by contract.
+            unsafe { attend(&call) }
+            let Some(next) = next else { return };
+            call = next;
         }
     });
 }
@@ -199,34 +232,35 @@ fn by_segments(
             let segments = context.div_ceil(SEGMENT);
             let len = states_len(op.num_heads, context, layout.value_dim);
             let states = Shared::new(at_least(&mut workspace.states, len));
-            pool.run(calls * segments, &|chunk, thread| {
-                let (call, segment) = (chunk / segments, chunk % segments);
+            let call_at = |call: usize, scratch: *mut f32| {
+                let (call, segment) = (call / segments, call % segments);
                 let kv_head = call / grouping.head_calls();
                 let heads = grouping.heads(call % grouping.head_calls());
                 let head = kv_head * grouping.group + heads.start;
                 let at = row * op.num_heads + head;
-                // SAFETY: as in `attention`; every chunk has states of its own.
-                unsafe {
-                    (kernels.attend)(&Attention {
-                        kv: op.cache.head(op.layer, kv_head),
-                        blocks: sequence.blocks.as_ptr(),
-                        q: op.q.as_ptr().add(at * layout.key_dim),
-                        q_stride: 0,
-                        rows: 1,
-                        heads: heads.len(),
-                        position: context - 1,
-                        key_dim: layout.key_dim,
-                        value_dim: layout.value_dim,
-                        scale: op.scale,
-                        from: segment * SEGMENT,
-                        to: ((segment + 1) * SEGMENT).min(context),
-                        out: states.as_mut_ptr().add((head * segments + segment) * state),
-                        out_stride: segments * state,
-                        partial: true,
-                        scratch: scratch.slice(thread * each, each).as_mut_ptr(),
-                    });
+                let state_at = (head * segments + segment) * state;
+                Attention {
+                    kv: op.cache.head(op.layer, kv_head),
+                    blocks: sequence.blocks.as_ptr(),
+                    q: op.q[at * layout.key_dim..].as_ptr(),
+                    q_stride: 0,
+                    rows: 1,
+                    heads: heads.len(),
+                    position: context - 1,
+                    key_dim: layout.key_dim,
+                    value_dim: layout.value_dim,
+                    scale: op.scale,
+                    from: segment * SEGMENT,
+                    to: ((segment + 1) * SEGMENT).min(context),
+                    out: states.as_mut_ptr().wrapping_add(state_at),
+                    out_stride: segments * state,
+                    partial: true,
+                    next: None,
+                    scratch,
                 }
-            });
+            };
+            // SAFETY: as in `attention`; every call has states of its own.
+            unsafe { in_turn(pool, calls * segments, kernels.attend, &scratch, call_at) }
             let merges = parts(op.num_heads, segments * state, threads);
             pool.run(merges, &|part, thread| {
                 for head in crate::ops::share(op.num_heads, part, merges) {

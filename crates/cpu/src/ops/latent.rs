@@ -249,6 +249,7 @@ fn expand(
                 out: op.out.as_mut_ptr().add(at * widths.value),
                 out_stride: op.num_heads * widths.value,
                 partial: false,
+                next: None,
                 scratch: scratch.slice(thread * each, each).as_mut_ptr(),
             });
         }
