@@ -3,8 +3,12 @@
 //! ```text
 //! cache  [num_blocks]
 //! block  [num_layers][num_kv_heads]
-//! head   keys [block_size][key_dim], then values [block_size][value_dim]
+//! head   keys [key_dim][block_size], then values [block_size][value_dim]
 //! ```
+//!
+//! Keys lie side by side, a vector being sixteen positions of one dimension, so that scores need no
+//! sums across lanes. They are `[block_size][key_dim]` where values are the front of keys (latent
+//! attention), and where a block is no multiple of sixteen positions.
 //!
 //! Widths are padded with zeros to whole vectors (16 values), which the usual 64, 80, 96, 112, 128
 //! and 576 already are. A block lies in one piece over all layers, so that copying it is one move.
@@ -14,6 +18,7 @@ use scrimp_model::KvLayout;
 
 use crate::kernels::attention::{KvHead, padded};
 use crate::memory::Aligned;
+use crate::simd::LANES;
 
 /// Bytes from which a cache asks for huge pages: 32 of them. Plans of memory go by the same number.
 const LARGE: usize = 64 << 20;
@@ -34,6 +39,14 @@ fn head_widths(layout: &KvLayout) -> (usize, usize) {
         padded(layout.value_dim)
     };
     (padded(layout.key_dim), value)
+}
+
+/// From a key to the next in a block, and from a dimension of it to the next.
+fn key_steps(layout: &KvLayout) -> (usize, usize) {
+    match layout.value_in_key || !layout.block_size.is_multiple_of(LANES) {
+        true => (padded(layout.key_dim), 1),
+        false => (1, layout.block_size),
+    }
 }
 
 /// Values in a block.
@@ -70,7 +83,8 @@ impl CpuKvCache {
         let first = (layer * layout.num_kv_heads + head) * layout.block_size * (key + value);
         let size = layout.dtype.block_bytes();
         let keys = self.bytes.as_slice().as_ptr().wrapping_add(first * size);
-        let (values, value_stride) = if layout.value_in_key {
+        let (key_step, dim_step) = key_steps(layout);
+        let (values, value_step) = if layout.value_in_key {
             (keys, key)
         } else {
             (keys.wrapping_add(layout.block_size * key * size), value)
@@ -79,8 +93,9 @@ impl CpuKvCache {
             keys,
             values,
             block_stride: block_len(layout),
-            key_stride: key,
-            value_stride,
+            key_step,
+            dim_step,
+            value_step,
             block_size: layout.block_size,
         }
     }
@@ -111,6 +126,11 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
+    /// Values from a dimension of a key to the next.
+    pub(crate) fn dim_step(&self) -> usize {
+        key_steps(&self.layout).1
+    }
+
     /// Byte offsets of a slot's key and value in a layer and head.
     pub(crate) fn find(&self, layer: usize, head: usize, slot: usize) -> (usize, usize) {
         let layout = &self.layout;
@@ -127,7 +147,7 @@ impl Slots {
         let start = block * block_len(layout) + first;
         let size = layout.dtype.block_bytes();
         (
-            (start + within * key) * size,
+            (start + within * key_steps(layout).0) * size,
             (start + layout.block_size * key + within * value) * size,
         )
     }

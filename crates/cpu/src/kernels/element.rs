@@ -8,6 +8,7 @@ use crate::simd::Simd;
 pub(crate) trait Element: Copy + 'static {
     /// Whether loading converts nothing.
     const IS_F32: bool;
+    const ZERO: Self;
     /// # Safety
     /// `p` is readable for 16 values.
     unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::F;
@@ -18,6 +19,7 @@ pub(crate) trait Element: Copy + 'static {
 
 impl Element for f32 {
     const IS_F32: bool = true;
+    const ZERO: f32 = 0.0;
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, p: *const f32) -> S::F {
         // SAFETY: by contract.
@@ -32,6 +34,7 @@ impl Element for f32 {
 
 impl Element for f16 {
     const IS_F32: bool = false;
+    const ZERO: f16 = f16::ZERO;
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, p: *const f16) -> S::F {
         // SAFETY: by contract.
@@ -46,6 +49,7 @@ impl Element for f16 {
 
 impl Element for bf16 {
     const IS_F32: bool = false;
+    const ZERO: bf16 = bf16::ZERO;
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, p: *const bf16) -> S::F {
         // SAFETY: by contract.

@@ -201,15 +201,16 @@ impl<E: Element> Kernel for Load<E> {
     }
 }
 
-/// Vectors into a cache's type, padded with zeros to whole vectors of lanes.
+/// Vectors into a cache's type: padded with zeros to whole vectors of lanes, or scattered.
 pub(crate) struct Store<E>(PhantomData<E>);
 
 /// Operands of [`Store`].
 pub(crate) struct StoreArgs {
     pub(crate) x: *const f32,
     pub(crate) dim: usize,
-    /// Room for `dim` values rounded up to whole lanes.
+    /// Room for `dim` values, rounded up to whole lanes, `step` apart.
     pub(crate) out: *mut u8,
+    pub(crate) step: usize,
 }
 
 impl<E: Element> Kernel for Store<E> {
@@ -217,11 +218,20 @@ impl<E: Element> Kernel for Store<E> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(s: S, a: &StoreArgs) {
+        let out = a.out.cast::<E>();
         for i in (0..a.dim).step_by(LANES) {
             // SAFETY: `x` has `dim` values, `out` room for whole lanes of them.
             unsafe {
                 let v = load_up_to(s, a.x.add(i), a.dim - i);
-                E::store(s, a.out.cast::<E>().add(i), v);
+                if a.step == 1 {
+                    E::store(s, out.add(i), v);
+                    continue;
+                }
+                let mut lanes = [E::ZERO; LANES];
+                E::store(s, lanes.as_mut_ptr(), v);
+                for (lane, &value) in lanes.iter().enumerate() {
+                    *out.add((i + lane) * a.step) = value;
+                }
             }
         }
     }

@@ -312,6 +312,7 @@ pub(crate) fn store_kv(
         .store;
     let parts = parts(rows, heads * (key_dim + value_dim), pool.threads());
     let finder = cache.slots();
+    let dim_step = finder.dim_step();
     let bytes = Shared::new(cache.bytes.as_mut_slice());
     pool.run(parts, &|part, _| {
         for row in crate::ops::share(rows, part, parts) {
@@ -327,12 +328,14 @@ pub(crate) fn store_kv(
                         x: keys[k..].as_ptr(),
                         dim: key_dim,
                         out: bytes.as_mut_ptr().add(key),
+                        step: dim_step,
                     });
                     if let Some(values) = values {
                         store(&StoreArgs {
                             x: values[v..].as_ptr(),
                             dim: value_dim,
                             out: bytes.as_mut_ptr().add(value),
+                            step: 1,
                         });
                     }
                 }
