@@ -123,7 +123,8 @@ pub(super) unsafe fn soften<S: Simd>(
         let m = *state;
         let top = s.max_lane(s.max(a, b));
         let new = if top > m { top } else { m };
-        let keep = exp_one(s, m - new);
+        // Most chunks have no greater score than those before.
+        let keep = if new == m { 1.0 } else { exp_one(s, m - new) };
         let (a, b) = (
             exp(s, s.sub(a, s.splat(new))),
             exp(s, s.sub(b, s.splat(new))),
