@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use scrimp_cpu::CpuBackend;
-use scrimp_cpu::bandwidth::read_bandwidth;
+use scrimp_cpu::bandwidth::read_matrices;
 use scrimp_engine::batch::{Batch, Logits, SequenceStep};
 use scrimp_engine::runner::ModelRunner;
 use scrimp_memory::bytes::HumanBytes;
@@ -25,12 +25,10 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
     let decode_len = args.context + args.output_tokens;
     let needed_len = decode_len.max(args.prompt_tokens).max(1);
     let settings = settings(args, needed_len);
-    let mut backend = CpuBackend::new(settings.cpu)?;
-    let bandwidth = read_bandwidth(&mut backend)?;
-    drop(backend);
     machine::reset_peak_rss();
     let loaded = load(&opened, &settings)?;
     let mut bench = Bench::new(args, &opened, loaded);
+    bench.read();
     let prefill = (args.prompt_tokens > 0)
         .then(|| bench.prefill())
         .transpose()?;
@@ -39,7 +37,6 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         .transpose()?;
     let report = Report {
         bench: &bench,
-        bandwidth,
         prefill,
         decode,
     };
@@ -88,13 +85,7 @@ impl Samples {
     }
 
     fn median_rate(&self) -> f64 {
-        let mut rates = self.rates();
-        rates.sort_by(f64::total_cmp);
-        let middle = rates.len() / 2;
-        match rates.len() % 2 {
-            0 => (rates[middle - 1] + rates[middle]) / 2.0,
-            _ => rates[middle],
-        }
+        median(self.rates())
     }
 
     fn spread(&self) -> f64 {
@@ -106,6 +97,17 @@ impl Samples {
     }
 }
 
+/// The middle one, or the mean of the two in the middle; 0 of none.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => 0.0,
+        n if n.is_multiple_of(2) => (values[middle - 1] + values[middle]) / 2.0,
+        _ => values[middle],
+    }
+}
+
 struct Bench<'a> {
     args: &'a BenchArgs,
     opened: &'a Opened,
@@ -114,7 +116,12 @@ struct Bench<'a> {
     _process: Reservation,
     chunk: usize,
     load_time: Duration,
+    /// Bytes a second that the weights were read at: before the first sample, and after each.
+    readings: Vec<f64>,
 }
+
+/// How long a reading takes, one pass at least.
+const READING: Duration = Duration::from_millis(100);
 
 impl<'a> Bench<'a> {
     fn new(args: &'a BenchArgs, opened: &'a Opened, loaded: Loaded) -> Bench<'a> {
@@ -134,7 +141,15 @@ impl<'a> Bench<'a> {
             _process: process,
             chunk: max_num_batched_tokens,
             load_time,
+            readings: Vec::new(),
         }
+    }
+
+    /// Reads the weights, as fast as this machine can right now.
+    fn read(&mut self) {
+        let (backend, matrices) = self.runner.device_and_matrices();
+        self.readings
+            .push(read_matrices(backend, &matrices, READING));
     }
 
     /// The most that was planned for the blocks that are measured on.
@@ -183,11 +198,18 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// Once uncounted, then as often as asked.
+    /// Once uncounted, then as often as asked, with a reading of the memory on either side: on a
+    /// shared machine its rate changes from one second to the next.
     fn repeat(&mut self, mut once: impl FnMut(&mut Self) -> Result<Duration>) -> Result<Vec<f64>> {
         once(self)?;
+        self.readings.clear();
+        self.read();
         (0..self.args.repetitions)
-            .map(|_| Ok(once(self)?.as_secs_f64().max(1e-9)))
+            .map(|_| {
+                let seconds = once(self)?.as_secs_f64().max(1e-9);
+                self.read();
+                Ok(seconds)
+            })
             .collect()
     }
 
@@ -244,22 +266,36 @@ fn weight_bytes_per_step(plan: &MemoryPlan, config: &ModelConfig, batch: usize) 
 
 struct Report<'a> {
     bench: &'a Bench<'a>,
-    /// Bytes a second.
-    bandwidth: f64,
     prefill: Option<Samples>,
     decode: Option<Samples>,
 }
 
 impl Report<'_> {
-    /// Bytes a second that decode reads at its median rate.
-    fn decode_bytes_per_s(&self, samples: &Samples) -> f64 {
+    /// Bytes that are read for a generated token.
+    fn bytes_per_token(&self) -> f64 {
         let Bench {
             args, opened, plan, ..
         } = self.bench;
-        let steps_per_s = samples.median_rate() / args.batch as f64;
         let mean_context = args.context as f64 + args.output_tokens as f64 / 2.0;
-        let kv = plan.kv.bytes_per_token() as f64 * mean_context * args.batch as f64;
-        steps_per_s * (weight_bytes_per_step(plan, &opened.config, args.batch) + kv)
+        let kv = plan.kv.bytes_per_token() as f64 * mean_context;
+        weight_bytes_per_step(plan, &opened.config, args.batch) / args.batch as f64 + kv
+    }
+
+    /// What part of the memory's rate decoding reached: the median over samples, each held against
+    /// the readings right before and after it.
+    fn bandwidth_fraction(&self, samples: &Samples) -> f64 {
+        let around = self.bench.readings.windows(2).map(|r| (r[0] + r[1]) / 2.0);
+        let rates = samples.rates().into_iter().zip(around);
+        median(
+            rates
+                .map(|(rate, limit)| rate * self.bytes_per_token() / limit)
+                .collect(),
+        )
+    }
+
+    /// Bytes a second that the weights were read at.
+    fn bandwidth(&self) -> f64 {
+        median(self.bench.readings.clone())
     }
 
     fn json(&self) -> Value {
@@ -278,14 +314,13 @@ impl Report<'_> {
             })
         });
         let decode = self.decode.as_ref().map(|samples| {
-            let bytes = self.decode_bytes_per_s(samples);
             json!({
                 "tokens": args.output_tokens,
                 "context": args.context,
                 "batch": args.batch,
                 "tokens_per_s": samples.median_rate(),
-                "gb_per_s": bytes / 1e9,
-                "bandwidth_fraction": bytes / self.bandwidth,
+                "gb_per_s": samples.median_rate() * self.bytes_per_token() / 1e9,
+                "bandwidth_fraction": self.bandwidth_fraction(samples),
                 "samples": samples.rates(),
             })
         });
@@ -295,7 +330,7 @@ impl Report<'_> {
             "threads": args.model.threads.map_or_else(machine::cores, usize::from),
             "load_s": load_time.as_secs_f64(),
             "weights_bytes": self.bench.plan.weights_bytes(),
-            "memory_bandwidth_gb_per_s": self.bandwidth / 1e9,
+            "memory_bandwidth_gb_per_s": self.bandwidth() / 1e9,
             "prefill": prefill,
             "decode": decode,
             "planned_peak_bytes": self.bench.planned_peak_bytes(),
@@ -323,7 +358,7 @@ impl Report<'_> {
             ],
             vec![
                 "memory read".into(),
-                format!("{:.1}", self.bandwidth / 1e9),
+                format!("{:.1}", self.bandwidth() / 1e9),
                 "GB/s".into(),
             ],
         ];
@@ -346,15 +381,12 @@ impl Report<'_> {
                 String::new()
             };
             speed(format!("decode {}{by}{at}", args.output_tokens), samples);
-            let bytes = self.decode_bytes_per_s(samples);
-            let share = format!(
-                "GB/s, {:.0} % of memory read",
-                bytes / self.bandwidth * 100.0
-            );
+            let bytes = samples.median_rate() * self.bytes_per_token();
+            let share = self.bandwidth_fraction(samples) * 100.0;
             rows.push(vec![
                 "decode reads".into(),
                 format!("{:.1}", bytes / 1e9),
-                share,
+                format!("GB/s, {share:.0} % of memory read right before and after"),
             ]);
         }
         let peak = machine::peak_rss().map_or("unknown".into(), |b| HumanBytes(b).to_string());

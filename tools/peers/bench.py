@@ -159,7 +159,7 @@ def table(rows: list[dict]) -> str:
         for i, (what, test) in enumerate(row["tests"].items()):
             theirs, ratio = test["llama.cpp"], test["ratio"]
             note = f"{test['times_one']:.2f} times one" if test["times_one"] else ""
-            if i == 1:
+            if what.startswith("tg") and not note and "@" not in what:
                 note = f"{row['gb_per_s']:.1f} GB/s, {row['bandwidth_fraction']:.0%} of memory read"
             body.append([
                 row["model"] if i == 0 else "", what, f"{test['scrimp']:.1f}",

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use scrimp_backend::BackendError;
 
-use crate::CpuBackend;
 use crate::memory::Aligned;
 use crate::simd::{Kernel, Simd};
+use crate::{CpuBackend, CpuMatrix};
 
 /// Bytes that a pass reads: more than the caches of common machines keep.
 const BYTES: usize = 128 << 20;
@@ -46,7 +46,7 @@ impl Kernel for Touch {
     }
 }
 
-/// Bytes per second of the median pass within two fifths of a second.
+/// Bytes per second of the median pass within two fifths of a second, over memory of its own.
 ///
 /// Not of the fastest: on a shared machine single passes come out of a cache of the host's, or
 /// meet idle neighbours, at rates that nothing keeps up.
@@ -57,21 +57,34 @@ pub fn read_bandwidth(backend: &mut CpuBackend) -> Result<f64, BackendError> {
     let mut memory = Aligned::<u8>::zeroed(BYTES, "measuring bandwidth")?;
     // Pages that were never written all lie in one page of zeros.
     memory.as_mut_slice().fill(1);
-    let memory = &memory;
+    Ok(rate(backend, &[memory.as_slice()], TIME))
+}
+
+/// The same over matrices that are there anyhow, one pass at least: what a decode step reads, in
+/// the form that it is read in. 0 of no matrices.
+pub fn read_matrices(backend: &mut CpuBackend, matrices: &[&CpuMatrix], time: Duration) -> f64 {
+    let all: Vec<&[u8]> = matrices.iter().map(|m| m.memory()).collect();
+    rate(backend, &all, time)
+}
+
+/// Bytes per second of the median pass over `memory`, repeated for `time`.
+fn rate(backend: &mut CpuBackend, memory: &[&[u8]], time: Duration) -> f64 {
+    let chunks: Vec<&[u8]> = memory.iter().flat_map(|m| m.chunks(CHUNK)).collect();
+    let bytes: usize = chunks.iter().map(|c| c.len()).sum();
     let (pool, table) = backend.team();
     let started = Instant::now();
     let mut passes = Vec::new();
-    while passes.is_empty() || started.elapsed() < TIME {
+    while passes.is_empty() || started.elapsed() < time {
         let pass = Instant::now();
-        pool.run(BYTES / CHUNK, &|chunk, _| {
+        pool.run(chunks.len(), &|chunk, _| {
             let mut out = [0i8; 16];
-            let bytes = memory.as_slice()[chunk * CHUNK..][..CHUNK].as_ptr();
-            // SAFETY: a chunk of memory, a multiple of 256, and room for sixteen bytes; a kernel
-            // of the table runs on this machine.
+            let bytes = chunks[chunk];
+            // SAFETY: a chunk of memory, as much of it as is a multiple of 256, and room for
+            // sixteen bytes; a kernel of the table runs on this machine.
             unsafe {
                 (table.touch)(&TouchArgs {
-                    bytes,
-                    len: CHUNK,
+                    bytes: bytes.as_ptr(),
+                    len: bytes.len() / 256 * 256,
                     out: out.as_mut_ptr(),
                 });
             }
@@ -80,7 +93,7 @@ pub fn read_bandwidth(backend: &mut CpuBackend) -> Result<f64, BackendError> {
         passes.push(pass.elapsed());
     }
     passes.sort_unstable();
-    Ok(BYTES as f64 / passes[passes.len() / 2].as_secs_f64())
+    bytes as f64 / passes[passes.len() / 2].as_secs_f64()
 }
 
 #[cfg(test)]

@@ -297,6 +297,11 @@ impl CpuMatrix {
         }
     }
 
+    /// Its resident codes.
+    pub(crate) fn memory(&self) -> &[u8] {
+        self.panels.as_slice()
+    }
+
     /// Bytes it keeps.
     pub fn bytes(&self) -> usize {
         let floats = self.scales.as_slice().len() + self.index.as_slice().len();

@@ -99,6 +99,15 @@ impl<B: Backend> ModelRunner<B> {
         Ok(())
     }
 
+    /// The device, and every matrix that it holds, in the order of a step.
+    pub fn device_and_matrices(&mut self) -> (&mut B, Vec<&B::Matrix>) {
+        let weights = self.decoder.weights();
+        let layers = (0..self.decoder.config().num_layers).map(|i| weights.layer(i));
+        let mut all: Vec<&B::Matrix> = layers.flat_map(|layer| layer.matrices()).collect();
+        all.extend(weights.model().matrices());
+        (&mut self.backend, all)
+    }
+
     /// Records what every step from now on takes.
     pub fn record(&mut self) {
         self.decoder.record();

@@ -133,6 +133,52 @@ pub struct ModelWeights<B: Backend> {
     pub head: Option<B::Matrix>,
 }
 
+impl<B: Backend> MlpWeights<B> {
+    fn matrices(&self) -> [&B::Matrix; 3] {
+        [&self.gate, &self.up, &self.down]
+    }
+}
+
+impl<B: Backend> ModelWeights<B> {
+    /// Embedding, and head where there is one.
+    pub fn matrices(&self) -> Vec<&B::Matrix> {
+        std::iter::once(&self.embedding).chain(&self.head).collect()
+    }
+}
+
+impl<B: Backend> LayerWeights<B> {
+    /// Every matrix, in the order of a step.
+    pub fn matrices(&self) -> Vec<&B::Matrix> {
+        let mut all = match &self.attention {
+            AttentionWeights::Gqa(a) => {
+                vec![&a.q.weight, &a.k.weight, &a.v.weight, &a.o.weight]
+            }
+            AttentionWeights::Mla(a) => {
+                let mut all = match &a.q {
+                    MlaQuery::Direct(q) => vec![&q.weight],
+                    MlaQuery::LowRank { a, b, .. } => vec![&a.weight, b],
+                };
+                all.push(&a.kv_a.weight);
+                match &a.kv_b {
+                    KvExpand::Joint(both) => all.push(both),
+                    KvExpand::Split { key, value } => all.extend([key, value]),
+                }
+                all.push(&a.o.weight);
+                all
+            }
+        };
+        match &self.mlp {
+            LayerMlp::Dense(mlp) => all.extend(mlp.matrices()),
+            LayerMlp::Moe(moe) => {
+                all.push(&moe.router);
+                all.extend(moe.experts.iter().flat_map(|e| [&e.gate, &e.up, &e.down]));
+                all.extend(moe.shared.iter().flat_map(MlpWeights::matrices));
+            }
+        }
+        all
+    }
+}
+
 /// A weight on the device.
 pub(super) enum Loaded<B: Backend> {
     Matrix(B::Matrix),
