@@ -1,6 +1,5 @@
 //! A model as the person named it: found, opened, its configuration and text side read.
 
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
@@ -26,16 +25,39 @@ pub struct Opened {
     pub generation: Option<Value>,
 }
 
-/// Finds and opens a model, downloading it first where the name is a hub id.
+/// Finds and opens a model, downloading it first where the name is a hub id. A GGUF file's
+/// key-values are gone into its configuration and tokenizer.
 pub fn open(model: &str) -> Result<Opened> {
-    let (name, checkpoint) = if model == bundled::NAME && !Path::new(model).exists() {
+    let (name, mut checkpoint) = find(model)?;
+    let config = checkpoint.config()?;
+    let metadata = checkpoint.take_metadata();
+    read_text(name, checkpoint, config, metadata)
+}
+
+/// The same with the key-values of a GGUF file left where they are, to be written on.
+pub fn open_source(model: &str) -> Result<Opened> {
+    let (name, checkpoint) = find(model)?;
+    let config = checkpoint.config()?;
+    let metadata = checkpoint.metadata().cloned();
+    read_text(name, checkpoint, config, metadata)
+}
+
+fn find(model: &str) -> Result<(String, Checkpoint)> {
+    Ok(if model == bundled::NAME && !Path::new(model).exists() {
         (model.to_owned(), bundled::open()?)
     } else {
         let path = fetch(model)?;
         (short_name(model, &path), Checkpoint::open(&path)?)
-    };
-    let config = checkpoint.config()?;
-    let text = match (checkpoint.format(), checkpoint.metadata()) {
+    })
+}
+
+fn read_text(
+    name: String,
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    metadata: Option<Metadata>,
+) -> Result<Opened> {
+    let text = match (checkpoint.format(), metadata) {
         (Format::Gguf, Some(metadata)) => gguf_text(metadata)?,
         _ => folder_text(&checkpoint)?,
     };
@@ -106,7 +128,7 @@ fn folder_text(checkpoint: &Checkpoint) -> Result<ModelText> {
     Ok(ModelText::new(tokenizer, template))
 }
 
-fn gguf_text(metadata: &Metadata) -> Result<ModelText> {
+fn gguf_text(metadata: Metadata) -> Result<ModelText> {
     let gguf = gguf_tokenizer(metadata);
     let source = gguf.chat_template.clone();
     let tokenizer = Tokenizer::from_gguf(gguf)?;
@@ -127,35 +149,39 @@ fn optional(template: Result<ChatTemplate, TemplateError>) -> Result<Option<Chat
 }
 
 /// The tokenizer's key-values of a GGUF header, missing ones left out.
-pub fn gguf_tokenizer(metadata: &Metadata) -> GgufTokenizer {
+pub fn gguf_tokenizer(mut metadata: Metadata) -> GgufTokenizer {
     let key = |name: &str| format!("tokenizer.ggml.{name}");
+    let mut array = |name: &str| match metadata.take(&key(name)) {
+        Some(MetaValue::Array(array)) => array,
+        _ => MetaArray::Unsigned(Vec::new()),
+    };
+    let texts = |array: MetaArray| match array {
+        MetaArray::Text(values) => values,
+        _ => Vec::new(),
+    };
+    let tokens = texts(array("tokens"));
+    let merges = texts(array("merges"));
+    let scores = match array("scores") {
+        MetaArray::Float(values) => values.into_iter().map(|x| x as f32).collect(),
+        _ => Vec::new(),
+    };
+    let token_types = match array("token_type") {
+        MetaArray::Signed(values) => values.into_iter().map(|x| x as i32).collect(),
+        MetaArray::Unsigned(values) => values.into_iter().map(|x| x as i32).collect(),
+        _ => Vec::new(),
+    };
     let id = |name: &str| {
         metadata
             .unsigned(&key(name))
             .and_then(|id| u32::try_from(id).ok())
     };
-    let array = |name: &str| match metadata.get(&key(name)) {
-        Some(MetaValue::Array(array)) => Cow::Borrowed(array),
-        _ => Cow::Owned(MetaArray::Unsigned(Vec::new())),
-    };
-    let texts = |name: &str| match array(name).into_owned() {
-        MetaArray::Text(values) => values,
-        _ => Vec::new(),
-    };
     GgufTokenizer {
         model: metadata.text(&key("model")).unwrap_or_default().to_owned(),
         pre: metadata.text(&key("pre")).map(str::to_owned),
-        tokens: texts("tokens"),
-        scores: match array("scores").as_ref() {
-            MetaArray::Float(values) => values.iter().map(|&x| x as f32).collect(),
-            _ => Vec::new(),
-        },
-        token_types: match array("token_type").as_ref() {
-            MetaArray::Signed(values) => values.iter().map(|&x| x as i32).collect(),
-            MetaArray::Unsigned(values) => values.iter().map(|&x| x as i32).collect(),
-            _ => Vec::new(),
-        },
-        merges: texts("merges"),
+        tokens,
+        scores,
+        token_types,
+        merges,
         bos: id("bos_token_id"),
         eos: id("eos_token_id"),
         eot: id("eot_token_id"),

@@ -83,6 +83,12 @@ impl Checkpoint {
         self.metadata.as_ref()
     }
 
+    /// Takes them out: a vocabulary is megabytes, and whoever has built a tokenizer of it needs it no
+    /// more. [`Checkpoint::config`] is to be asked before.
+    pub fn take_metadata(&mut self) -> Option<Metadata> {
+        self.metadata.take()
+    }
+
     /// Every tensor, in the order of the files: reading in this order reads each file once through.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, TensorView<'_>)> {
         self.weights.iter().flat_map(|file| {

@@ -69,6 +69,11 @@ impl Metadata {
         self.values.get(key)
     }
 
+    /// Takes the value under `key` out.
+    pub fn take(&mut self, key: &str) -> Option<MetaValue> {
+        self.values.remove(key)
+    }
+
     /// Keys and values, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &MetaValue)> {
         self.values.iter().map(|(key, value)| (key.as_str(), value))

@@ -69,7 +69,7 @@ fn gguf(opened: &Opened, float: DType) -> Result<(Value, Vec<File>)> {
         bail!("{} has no header", opened.name);
     };
     let config = config_json(&opened.config, float)?;
-    let tokenizer = opened::gguf_tokenizer(metadata);
+    let tokenizer = opened::gguf_tokenizer(metadata.clone());
     let token = |id: Option<u32>| id.and_then(|id| tokenizer.tokens.get(id as usize));
     let mut about = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",

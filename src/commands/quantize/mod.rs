@@ -34,7 +34,7 @@ use texts::Wanted;
 pub fn quantize(args: &QuantizeArgs) -> Result<()> {
     let started = Instant::now();
     let recipe = recipe(args)?;
-    let opened = opened::open(&args.source)?;
+    let opened = opened::open_source(&args.source)?;
     let source = CheckpointSource::new(&opened.checkpoint, &opened.config)
         .with_context(|| format!("{} cannot be quantized", opened.name))?;
     // What cannot be done is said before the model is asked for its own words.
