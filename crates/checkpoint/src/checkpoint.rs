@@ -259,6 +259,14 @@ impl Checkpoint {
         }
     }
 
+    /// The same for a range of a tensor's bytes, cut to what it has.
+    pub fn will_need_part(&self, name: &str, part: Range<usize>) {
+        if let Some((file, info)) = self.place(name) {
+            let within = |at: usize| info.range.start.saturating_add(at).min(info.range.end);
+            file.bytes.will_need(within(part.start)..within(part.end));
+        }
+    }
+
     fn place(&self, name: &str) -> Option<(&WeightFile, &TensorInfo)> {
         let &(file, tensor) = self.by_name.get(name)?;
         let file = &self.weights[file];

@@ -130,7 +130,7 @@ impl GgufFile {
     /// Writes the vectors that are no weight's.
     pub(crate) fn write_vectors(&self, writer: &ShardWriter) -> Result<(), WriteError> {
         for (name, values) in &self.vectors {
-            writer.write(name, &pack::floats(DType::F32, values.iter().copied()))?;
+            writer.write(name, &pack::floats(DType::F32, values))?;
         }
         Ok(())
     }

@@ -97,13 +97,30 @@ impl Packer {
         match self.format {
             Format::CompressedTensors if self.scheme == Scheme::Int8A8 => vec![
                 q.codes.iter().map(|code| code ^ 0x80).collect(),
-                floats(self.float, q.scales.iter().copied()),
+                floats(self.float, &q.scales),
             ],
             Format::CompressedTensors => self.compressed_tensors(q),
             Format::Awq => awq(q),
             Format::Gptq => gptq(q),
             Format::Gguf => vec![gguf::blocks(self.block_type(), q)],
         }
+    }
+
+    /// Whether a few rows of a matrix are a few ranges of its tensors.
+    pub fn keeps_rows_apart(&self) -> bool {
+        matches!(self.format, Format::CompressedTensors | Format::Gguf)
+    }
+
+    /// The bytes of some rows of a matrix of `rows`, from `first` on, and where they begin in each
+    /// of its tensors. Where rows are apart, `first` being a multiple of 32.
+    pub fn pack_rows(&self, part: &Quantized, first: usize, rows: usize) -> Vec<(usize, Vec<u8>)> {
+        let packed = self.pack(part).into_iter().enumerate();
+        let places = packed.map(|(i, bytes)| match (self.format, i) {
+            (Format::CompressedTensors, SHAPE) => (0, shape_bytes(rows, part.cols)),
+            (Format::CompressedTensors, ZEROS) => (first * self.bits / 8 * part.groups(), bytes),
+            _ => (first * (bytes.len() / part.rows.max(1)), bytes),
+        });
+        places.collect()
     }
 
     /// GGUF's type for these codes.
@@ -119,13 +136,12 @@ impl Packer {
         let bits = self.bits;
         let mut packed = Vec::with_capacity(q.rows * (q.cols * bits).div_ceil(32) * 4);
         for row in q.codes.chunks_exact(q.cols) {
-            words(row.iter().copied(), bits, &mut packed);
+            words(row, bits, &mut packed);
         }
-        let shape = [q.rows as i64, q.cols as i64];
         let mut all = vec![
             packed,
-            floats(self.float, q.scales.iter().copied()),
-            shape.iter().flat_map(|n| n.to_le_bytes()).collect(),
+            floats(self.float, &q.scales),
+            shape_bytes(q.rows, q.cols),
         ];
         if self.asymmetric {
             let (groups, per_word) = (q.groups(), 32 / bits);
@@ -133,8 +149,8 @@ impl Packer {
             for first in (0..q.rows).step_by(per_word) {
                 for g in 0..groups {
                     let rows = first..q.rows.min(first + per_word);
-                    let codes = rows.map(|r| q.zeros[r * groups + g]);
-                    words(codes, bits, &mut zeros);
+                    let codes: Vec<u8> = rows.map(|r| q.zeros[r * groups + g]).collect();
+                    words(&codes, bits, &mut zeros);
                 }
             }
             all.push(zeros);
@@ -209,33 +225,57 @@ impl Packer {
     }
 }
 
+/// Where compressed-tensors' list has the shape.
+const SHAPE: usize = 2;
+/// Where it has the zero points, which eight (or four) rows share a word of.
+const ZEROS: usize = 3;
+
+fn shape_bytes(rows: usize, cols: usize) -> Vec<u8> {
+    let shape = [rows as i64, cols as i64];
+    shape.iter().flat_map(|n| n.to_le_bytes()).collect()
+}
+
 /// Codes one after another in little-endian words, the last one filled up with zeros.
-fn words(codes: impl Iterator<Item = u8>, bits: usize, out: &mut Vec<u8>) {
-    let (mut word, mut filled) = (0u32, 0);
-    for code in codes {
-        word |= u32::from(code) << filled;
-        filled += bits;
-        if filled == 32 {
-            out.extend_from_slice(&word.to_le_bytes());
-            (word, filled) = (0, 0);
-        }
+fn words(codes: &[u8], bits: usize, out: &mut Vec<u8>) {
+    let mut rest = codes;
+    if let (4, (eights, last)) = (bits, codes.as_chunks::<8>()) {
+        let at = out.len();
+        out.resize(at + eights.len() * 4, 0);
+        let places = out[at..].as_chunks_mut::<4>().0.iter_mut();
+        places
+            .zip(eights)
+            .for_each(|(out, eight)| *out = eight_nibbles(*eight));
+        rest = last;
     }
-    if filled > 0 {
+    for codes in rest.chunks(32 / bits) {
+        let word = codes.iter().rev();
+        let word = word.fold(0u32, |word, code| word << bits | u32::from(*code));
         out.extend_from_slice(&word.to_le_bytes());
     }
 }
 
+/// Eight codes below 16, the first one lowest.
+fn eight_nibbles(codes: [u8; 8]) -> [u8; 4] {
+    let pairs = u64::from_le_bytes(codes);
+    let bytes = (pairs | pairs >> 4) & 0x00ff_00ff_00ff_00ff;
+    let halves = (bytes | bytes >> 8) & 0x0000_ffff_0000_ffff;
+    ((halves | halves >> 16) as u32).to_le_bytes()
+}
+
 /// Floats as `dtype` stores them.
-pub(crate) fn floats(dtype: DType, values: impl Iterator<Item = f32>) -> Vec<u8> {
+pub(crate) fn floats(dtype: DType, values: &[f32]) -> Vec<u8> {
     match dtype {
-        DType::F16 => values
-            .flat_map(|v| f16::from_f32(v).to_le_bytes())
-            .collect(),
-        DType::BF16 => values
-            .flat_map(|v| bf16::from_f32(v).to_le_bytes())
-            .collect(),
-        _ => values.flat_map(f32::to_le_bytes).collect(),
+        DType::F16 => each(values, |v| f16::from_f32(v).to_le_bytes()),
+        DType::BF16 => each(values, |v| bf16::from_f32(v).to_le_bytes()),
+        _ => each(values, f32::to_le_bytes),
     }
+}
+
+fn each<const N: usize>(values: &[f32], bytes: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
+    let mut out = vec![0; values.len() * N];
+    let places = out.as_chunks_mut::<N>().0.iter_mut();
+    places.zip(values).for_each(|(out, v)| *out = bytes(*v));
+    out
 }
 
 /// `[groups, rows]` of a `[rows, groups]` list.
@@ -270,11 +310,7 @@ fn awq(q: &Quantized) -> Vec<Vec<u8>> {
         .chunks_exact(8)
         .flat_map(|z| nibbles(z, AWQ_ORDER).to_le_bytes());
     let scales = by_group(q, &q.scales);
-    vec![
-        weights,
-        zeros.collect(),
-        floats(DType::F16, scales.into_iter()),
-    ]
+    vec![weights, zeros.collect(), floats(DType::F16, &scales)]
 }
 
 fn gptq(q: &Quantized) -> Vec<Vec<u8>> {
@@ -296,7 +332,7 @@ fn gptq(q: &Quantized) -> Vec<Vec<u8>> {
     vec![
         weights,
         zeros.collect(),
-        floats(DType::F16, scales.into_iter()),
+        floats(DType::F16, &scales),
         groups.collect(),
     ]
 }
@@ -353,6 +389,43 @@ mod tests {
                     assert_eq!(tensor.bytes(), bytes.len(), "{}", tensor.name);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn rows_packed_apart_are_the_whole_matrix() {
+        for (format, scheme, (rows, cols, group)) in [
+            (Format::CompressedTensors, Scheme::Int4Rtn, (77, 12, 4)),
+            (Format::CompressedTensors, Scheme::Int8, (45, 9, 3)),
+            (Format::CompressedTensors, Scheme::Int8A8, (33, 6, 6)),
+            (Format::Gguf, Scheme::Int4Rtn, (70, 64, 32)),
+            (Format::Gguf, Scheme::Int8, (70, 64, 32)),
+        ] {
+            for asymmetric in [false, true] {
+                let packer = packer(format, scheme, asymmetric);
+                assert!(packer.keeps_rows_apart());
+                let q = sample(rows, cols, group, scheme.bits());
+                let whole = packer.pack(&q);
+                let mut parts: Vec<Vec<u8>> = whole.iter().map(|b| vec![0xee; b.len()]).collect();
+                for first in (0..rows).step_by(32) {
+                    let (end, groups) = (rows.min(first + 32), q.groups());
+                    let part = Quantized {
+                        rows: end - first,
+                        codes: q.codes[first * cols..end * cols].to_vec(),
+                        scales: q.scales[first * groups..end * groups].to_vec(),
+                        zeros: q.zeros[first * groups..end * groups].to_vec(),
+                        ..q
+                    };
+                    let packed = packer.pack_rows(&part, first, rows);
+                    for ((at, bytes), out) in packed.into_iter().zip(&mut parts) {
+                        out[at..at + bytes.len()].copy_from_slice(&bytes);
+                    }
+                }
+                assert_eq!(parts, whole);
+            }
+        }
+        for format in [Format::Awq, Format::Gptq] {
+            assert!(!packer(format, Scheme::Int4Rtn, true).keeps_rows_apart());
         }
     }
 

@@ -48,119 +48,182 @@ impl RangeSearch {
     }
 }
 
-/// Values of a group are padded to a multiple of this, so that loops have whole vectors.
+/// Values that are worked on at once: lanes in which sums are kept, so that their order is the same
+/// on every machine.
 const BLOCK: usize = 16;
+type Lanes = [f32; BLOCK];
 
-struct Fit<'a> {
-    spec: GridSpec,
-    search: RangeSearch,
-    values: &'a [f32],
-    importance: Option<&'a [f32]>,
-}
-
-impl Kernel for Fit<'_> {
-    type Output = Grid;
-
-    #[inline(always)]
-    fn run(self) -> Grid {
-        let (min, max) = bounds(self.values);
-        let mut best = self.spec.over(min, max, 1.0);
-        if self.search.steps <= 1 {
-            return best;
-        }
-        let max_code = self.spec.max_code();
-        let mut least = self.error(best, max_code);
-        for step in 1..self.search.steps {
-            let grid = self.spec.over(min, max, self.search.part(step));
-            let error = self.error(grid, max_code);
-            if error < least {
-                (best, least) = (grid, error);
-            }
-        }
-        best
-    }
-}
-
-impl Fit<'_> {
-    #[inline(always)]
-    fn error(&self, grid: Grid, max_code: f32) -> f32 {
-        let inverse = 1.0 / grid.scale;
-        let round = |w: f32| {
-            let code = (w * inverse + grid.zero)
-                .clamp(0.0, max_code)
-                .round_ties_even();
-            (code - grid.zero) * grid.scale - w
-        };
-        match self.importance {
-            Some(importance) => sum(self.values, importance, |w, h| {
-                let d = round(w);
-                d * d * h
-            }),
-            None => sum(self.values, self.values, |w, _| {
-                let d = round(w) * w;
-                d * d
-            }),
-        }
-    }
-}
-
-/// Sums over pairs in sixteen lanes, so that the order is the same on every machine.
+/// Lanes brought together by halves.
 #[inline(always)]
-fn sum(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut lanes = [0.0f32; BLOCK];
-    let whole = a.len() / BLOCK * BLOCK;
-    for (a, b) in a[..whole]
-        .chunks_exact(BLOCK)
-        .zip(b[..whole].chunks_exact(BLOCK))
-    {
+fn together(mut lanes: Lanes, two: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = BLOCK / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = two(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+#[inline(always)]
+fn total(lanes: Lanes) -> f32 {
+    together(lanes, |a, b| a + b)
+}
+
+/// The values after the last whole block with zeros behind them, which change no range and no sum.
+#[inline(always)]
+fn padded(rest: &[f32]) -> Lanes {
+    let mut block = [0.0; BLOCK];
+    block[..rest.len()].copy_from_slice(rest);
+    block
+}
+
+/// Sums over pairs, lane by lane.
+#[inline(always)]
+fn sums(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> Lanes {
+    let mut lanes = [0.0; BLOCK];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<BLOCK>(), b.as_chunks::<BLOCK>());
+    for (a, b) in a.iter().zip(b) {
         for i in 0..BLOCK {
             lanes[i] += f(a[i], b[i]);
         }
     }
-    let mut total = 0.0;
-    for lane in lanes {
-        total += lane;
+    if !a_rest.is_empty() {
+        let (a, b) = (padded(a_rest), padded(b_rest));
+        for i in 0..BLOCK {
+            lanes[i] += f(a[i], b[i]);
+        }
     }
-    for (a, b) in a[whole..].iter().zip(&b[whole..]) {
-        total += f(*a, *b);
+    lanes
+}
+
+/// The least and the largest of some values and 0.
+#[inline(always)]
+fn bounds(values: &[f32]) -> (f32, f32) {
+    let less = |a: f32, b: f32| if b < a { b } else { a };
+    let more = |a: f32, b: f32| if b > a { b } else { a };
+    let (blocks, rest) = values.as_chunks::<BLOCK>();
+    let rest = padded(rest);
+    let (mut low, mut high): (Lanes, Lanes) = ([0.0; BLOCK], [0.0; BLOCK]);
+    for block in blocks.iter().chain([&rest]) {
+        for i in 0..BLOCK {
+            low[i] = less(low[i], block[i]);
+            high[i] = more(high[i], block[i]);
+        }
     }
-    total
+    (together(low, less), together(high, more))
+}
+
+/// Part of a group's range, the grid over it, and how far off that is.
+#[derive(Clone, Copy)]
+struct Trial {
+    part: f32,
+    grid: Grid,
+    /// Weighed squares of errors in steps of the grid. They are summed up once all trials have
+    /// theirs, or each would wait for its last addition.
+    lanes: Lanes,
+}
+
+/// A range search's trials, to be made for group after group.
+fn trials(search: RangeSearch) -> Vec<Trial> {
+    let (scale, zero) = (1.0, 0.0);
+    let trial = |step| Trial {
+        part: search.part(step),
+        grid: Grid { scale, zero },
+        lanes: [0.0; BLOCK],
+    };
+    (0..search.steps.max(1)).map(trial).collect()
+}
+
+/// The best grid for a group of values, the first trial being of the whole range; `importance`
+/// weighs their errors, or without it their own squares.
+#[inline(always)]
+fn fit(spec: GridSpec, trials: &mut [Trial], values: &[f32], importance: Option<&[f32]>) -> Grid {
+    let (min, max) = bounds(values);
+    let mut best = spec.over(min, max, 1.0);
+    if trials.len() < 2 {
+        return best;
+    }
+    for trial in trials.iter_mut() {
+        trial.grid = spec.over(min, max, trial.part);
+    }
+    for trial in trials.iter_mut() {
+        trial.lanes = off(trial.grid, spec.max_code(), values, importance);
+    }
+    let (unit, mut least) = (1.0 / best.scale, f32::INFINITY);
+    for trial in trials.iter() {
+        let scale = trial.grid.scale * unit;
+        let error = scale * scale * total(trial.lanes);
+        if error < least {
+            (best, least) = (trial.grid, error);
+        }
+    }
+    best
+}
+
+/// Weighed sums of squared errors, in steps of the grid.
+#[inline(always)]
+fn off(grid: Grid, max_code: f32, values: &[f32], importance: Option<&[f32]>) -> Lanes {
+    let inverse = 1.0 / grid.scale;
+    let (low, high) = (-grid.zero, max_code - grid.zero);
+    let off = |w: f32| {
+        let exact = w * inverse;
+        let code = exact.round_ties_even();
+        let code = if code < low { low } else { code };
+        (if code > high { high } else { code }) - exact
+    };
+    match importance {
+        Some(importance) => sums(values, importance, |w, h| {
+            let d = off(w);
+            d * d * h
+        }),
+        None => sums(values, values, |w, _| {
+            let d = off(w) * w;
+            d * d
+        }),
+    }
+}
+
+/// Codes of a group on a grid; sums of squares of their errors, and of the values.
+#[inline(always)]
+fn round_group(grid: Grid, max_code: f32, values: &[f32], codes: &mut [u8]) -> (f32, f32) {
+    let (mut errors, mut sizes): (Lanes, Lanes) = ([0.0; BLOCK], [0.0; BLOCK]);
+    let (blocks, rest) = values.as_chunks::<BLOCK>();
+    let (code_blocks, code_rest) = codes.as_chunks_mut::<BLOCK>();
+    for (values, codes) in blocks.iter().zip(code_blocks) {
+        round_block(grid, max_code, values, codes, &mut errors, &mut sizes);
+    }
+    if !rest.is_empty() {
+        let (values, mut codes) = (padded(rest), [0; BLOCK]);
+        round_block(grid, max_code, &values, &mut codes, &mut errors, &mut sizes);
+        code_rest.copy_from_slice(&codes[..rest.len()]);
+    }
+    (total(errors), total(sizes))
 }
 
 #[inline(always)]
-fn bounds(values: &[f32]) -> (f32, f32) {
-    let mut low = [0.0f32; BLOCK];
-    let mut high = [0.0f32; BLOCK];
-    let chunks = values.chunks_exact(BLOCK);
-    for value in chunks.remainder() {
-        low[0] = low[0].min(*value);
-        high[0] = high[0].max(*value);
+fn round_block(
+    grid: Grid,
+    max_code: f32,
+    values: &Lanes,
+    codes: &mut [u8; BLOCK],
+    errors: &mut Lanes,
+    sizes: &mut Lanes,
+) {
+    for i in 0..BLOCK {
+        let (w, code) = (values[i], grid.code(values[i], max_code));
+        codes[i] = low_byte(code);
+        let d = grid.value(code) - w;
+        errors[i] += d * d;
+        sizes[i] += w * w;
     }
-    for chunk in chunks {
-        for i in 0..BLOCK {
-            low[i] = low[i].min(chunk[i]);
-            high[i] = high[i].max(chunk[i]);
-        }
-    }
-    let min = low.into_iter().fold(0.0, f32::min);
-    let max = high.into_iter().fold(0.0, f32::max);
-    (min, max)
 }
 
-/// The best grid for a group of values, `importance` weighing their errors, or without it their
-/// own squares.
-pub fn fit(
-    spec: GridSpec,
-    search: RangeSearch,
-    values: &[f32],
-    importance: Option<&[f32]>,
-) -> Grid {
-    lanes::run(Fit {
-        spec,
-        search,
-        values,
-        importance,
-    })
+/// A whole number below 256 as a byte: next to 2²³ its bits are a float's last ones.
+#[inline(always)]
+fn low_byte(code: f32) -> u8 {
+    (code + (1 << 23) as f32).to_bits() as u8
 }
 
 struct Round<'a> {
@@ -175,9 +238,7 @@ impl Kernel for Round<'_> {
 
     #[inline(always)]
     fn run(self) {
-        for (code, &value) in self.codes.iter_mut().zip(self.values) {
-            *code = self.grid.code(value, self.max_code) as u8;
-        }
+        round_group(self.grid, self.max_code, self.values, self.codes);
     }
 }
 
@@ -191,38 +252,44 @@ pub fn round(grid: Grid, max_code: f32, values: &[f32], codes: &mut [u8]) {
     });
 }
 
-struct Squares<'a> {
-    values: &'a [f32],
-    codes: &'a [u8],
-    grid: Grid,
+/// Whole rows: one entry into compiled loops for all of their groups.
+struct Rows<'a> {
+    spec: GridSpec,
+    trials: &'a mut [Trial],
+    group: usize,
+    weights: &'a [f32],
+    importance: Option<&'a [f32]>,
+    codes: &'a mut [u8],
+    scales: &'a mut [f32],
+    zeros: &'a mut [u8],
 }
 
-impl Kernel for Squares<'_> {
-    type Output = (f32, f32);
+impl Kernel for Rows<'_> {
+    type Output = (f64, f64);
 
     #[inline(always)]
-    fn run(self) -> (f32, f32) {
-        let (mut errors, mut sizes) = ([0.0f32; BLOCK], [0.0f32; BLOCK]);
-        let values = self.values.chunks(BLOCK);
-        for (values, codes) in values.zip(self.codes.chunks(BLOCK)) {
-            for (i, (w, code)) in values.iter().zip(codes).enumerate() {
-                let d = self.grid.value(f32::from(*code)) - w;
-                errors[i] += d * d;
-                sizes[i] += w * w;
-            }
+    fn run(self) -> (f64, f64) {
+        let (group, mut sums) = (self.group, (0.0, 0.0));
+        let per_row = self.importance.map_or(1, |h| h.len() / group).max(1);
+        let codes = self.codes.chunks_exact_mut(group);
+        let values = codes.zip(self.weights.chunks_exact(group));
+        let grids = self.scales.iter_mut().zip(self.zeros);
+        for (g, ((codes, weights), (scale, zero))) in values.zip(grids).enumerate() {
+            let grid = match self.importance {
+                None => fit(self.spec, self.trials, weights, None),
+                Some(h) => {
+                    let importance = Some(&h[g % per_row * group..][..group]);
+                    fit(self.spec, self.trials, weights, importance)
+                }
+            };
+            let (error, size) = round_group(grid, self.spec.max_code(), weights, codes);
+            sums.0 += f64::from(error);
+            sums.1 += f64::from(size);
+            *scale = grid.scale;
+            *zero = low_byte(grid.zero);
         }
-        (errors.iter().sum(), sizes.iter().sum())
+        sums
     }
-}
-
-/// Sums of squares of a group's errors, and of its values.
-pub(crate) fn squares(values: &[f32], codes: &[u8], scale: f32, zero: f32) -> (f32, f32) {
-    let grid = Grid { scale, zero };
-    lanes::run(Squares {
-        values,
-        codes,
-        grid,
-    })
 }
 
 /// Rows as they are handed to a thread.
@@ -258,7 +325,8 @@ pub fn quantize(
     out
 }
 
-/// Rounds whole rows into their codes, scales and zeros.
+/// Rounds whole rows into their codes, scales and zeros. Gives the sums of squares of their errors,
+/// and of the weights.
 pub fn quantize_rows(
     spec: GridSpec,
     search: RangeSearch,
@@ -266,19 +334,17 @@ pub fn quantize_rows(
     weights: &[f32],
     importance: Option<&[f32]>,
     (codes, scales, zeros): (&mut [u8], &mut [f32], &mut [u8]),
-) {
-    let per_row = importance.map_or(1, |h| h.len() / group).max(1);
-    let parts = codes
-        .chunks_exact_mut(group)
-        .zip(weights.chunks_exact(group));
-    let grids = scales.iter_mut().zip(zeros);
-    for (g, ((codes, weights), (scale, zero))) in parts.zip(grids).enumerate() {
-        let importance = importance.map(|h| &h[g % per_row * group..][..group]);
-        let grid = fit(spec, search, weights, importance);
-        round(grid, spec.max_code(), weights, codes);
-        *scale = grid.scale;
-        *zero = grid.zero as u8;
-    }
+) -> (f64, f64) {
+    lanes::run(Rows {
+        spec,
+        trials: &mut trials(search),
+        group,
+        weights,
+        importance,
+        codes,
+        scales,
+        zeros,
+    })
 }
 
 #[cfg(test)]

@@ -118,6 +118,10 @@ pub trait Source: Sync {
     /// Says that a tensor is not needed soon, so that its pages can go.
     fn release(&self, index: usize);
 
+    /// Asks for the rows of tensor `index` from `first` on ahead of their reading. What cannot be
+    /// had so is passed over.
+    fn will_need(&self, index: usize, first: usize, rows: usize);
+
     /// Type of the floats of the output: of kept weights, and of scales.
     fn float_type(&self) -> DType;
 }

@@ -316,6 +316,17 @@ impl Source for CheckpointSource<'_> {
         }
     }
 
+    fn will_need(&self, index: usize, first: usize, rows: usize) {
+        if let Origin::Stored { tensor, first_row } = &self.origins[index]
+            && let Some(view) = self.checkpoint.get(tensor)
+            && let Ok(row) = view.dtype.row_bytes(self.tensors[index].cols())
+        {
+            let first = first_row + first;
+            self.checkpoint
+                .will_need_part(tensor, first * row..(first + rows) * row);
+        }
+    }
+
     fn float_type(&self) -> DType {
         self.float
     }

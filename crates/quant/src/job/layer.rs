@@ -127,9 +127,8 @@ impl<'a, 'j> LayerRun<'a, 'j> {
                 self.keep(index, Folded::default(), said)?;
                 continue;
             }
-            let (quantized, error) =
-                matrix::round_streaming(self.job, self.plan, self.spec, index)?;
-            self.write(index, &quantized)?;
+            let error =
+                matrix::round_streaming(self.job, self.plan, self.spec, self.writer, index)?;
             let report = TensorReport {
                 name: self.job.source.tensors()[index].module().to_owned(),
                 scheme: self.job.recipe.scheme.name().to_owned(),

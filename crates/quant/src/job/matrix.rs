@@ -5,9 +5,9 @@ use scrimp_tensor::DType;
 
 use crate::gguf::GgufPlace;
 use crate::grid::{GridSpec, rounded};
-use crate::job::plan::{FLOATS_ROWS, JobPlan, SLAB};
+use crate::job::plan::{FLOATS_ROWS, JobPlan, slab_rows};
 use crate::job::{Job, JobError};
-use crate::pack;
+use crate::pack::{self, OutTensor};
 use crate::quantized::Quantized;
 use crate::recipe::Scheme;
 use crate::report::TensorReport;
@@ -20,18 +20,44 @@ pub(super) fn read(source: &dyn Source, index: usize) -> Result<Vec<f32>, Source
     let tensor = &source.tensors()[index];
     let cols = tensor.cols();
     let mut values = vec![0.0; tensor.len()];
-    let slab = slab_rows(cols);
-    for (i, out) in values.chunks_mut(slab * cols.max(1)).enumerate() {
+    for (first, count) in slabs(source, index, 1) {
+        let out = &mut values[first * cols..(first + count) * cols];
         let parts = out.par_chunks_mut(FLOATS_ROWS * cols.max(1)).enumerate();
-        parts.try_for_each(|(j, out)| source.read_rows(index, i * slab + j * FLOATS_ROWS, out))?;
-        source.release(index);
+        parts.try_for_each(|(j, out)| source.read_rows(index, first + j * FLOATS_ROWS, out))?;
     }
     Ok(values)
 }
 
-/// Rows that are read before the source's pages are given back.
-fn slab_rows(cols: usize) -> usize {
-    (SLAB / cols.max(1)).next_multiple_of(FLOATS_ROWS)
+/// Rows of a tensor that are worked on together, a multiple of `unit`: where they begin and how
+/// many they are. The next ones are asked of the disk meanwhile; what came before is given back.
+fn slabs(
+    source: &dyn Source,
+    index: usize,
+    unit: usize,
+) -> impl Iterator<Item = (usize, usize)> + '_ {
+    let tensors = source.tensors();
+    let rows = tensors[index].rows();
+    let slab = |index: usize| slab_rows(tensors[index].cols());
+    let own = slab(index).next_multiple_of(unit);
+    let mut first = 0;
+    std::iter::from_fn(move || {
+        if first > 0 {
+            source.release(index);
+        }
+        if first >= rows {
+            return None;
+        }
+        let (at, end) = (first, rows.min(first + own));
+        match end < rows {
+            true => source.will_need(index, end, own.min(rows - end)),
+            false if index + 1 < tensors.len() => {
+                source.will_need(index + 1, 0, slab(index + 1));
+            }
+            false => {}
+        }
+        first = end;
+        Some((at, end - at))
+    })
 }
 
 /// Multiplies column `c` of every row by `scales[c]`.
@@ -58,16 +84,17 @@ pub(super) fn keep(
     folded: Folded<'_>,
 ) -> Result<TensorReport, JobError> {
     let tensor = &source.tensors()[index];
-    let (rows, cols) = (tensor.rows(), tensor.cols());
+    let cols = tensor.cols();
     let total = tensor.len() * tensor.dtype.block_bytes();
     let unit = place.map_or(1, GgufPlace::unit);
-    let rows_at_once = (FLOATS_ROWS * 8).next_multiple_of(unit).min(rows.max(1));
-    for first in (0..rows).step_by(rows_at_once) {
-        let count = rows_at_once.min(rows - first);
+    let rows_at_once = FLOATS_ROWS.next_multiple_of(unit);
+    let element = tensor.dtype.block_bytes();
+    let one = |first: usize, count: usize| -> Result<(), JobError> {
         let mut values = vec![0.0; count * cols];
         source.read_rows(index, first, &mut values)?;
         if let Some(columns) = folded.columns {
-            scale_columns(&mut values, columns);
+            let rows = values.chunks_exact_mut(cols.max(1));
+            rows.for_each(|row| row.iter_mut().zip(columns).for_each(|(w, s)| *w *= s));
         }
         if let Some(by) = folded.rows {
             match tensor.shape.len() {
@@ -78,14 +105,17 @@ pub(super) fn keep(
                 }
             }
         }
-        let bytes = pack::floats(tensor.dtype, values.into_iter());
-        let element = tensor.dtype.block_bytes();
+        let bytes = pack::floats(tensor.dtype, &values);
         match (place, tensor.shape.len()) {
             (None, _) => writer.write_part(&tensor.name, first * cols * element, &bytes, total)?,
             (Some(place), 1) => place.write(writer, 0, &bytes, element)?,
             (Some(place), _) => place.write(writer, first, &bytes, cols * element)?,
         }
-        source.release(index);
+        Ok(())
+    };
+    for (first, count) in slabs(source, index, rows_at_once) {
+        let parts = (first..first + count).into_par_iter().step_by(rows_at_once);
+        parts.try_for_each(|at| one(at, rows_at_once.min(first + count - at)))?;
     }
     Ok(TensorReport {
         name: tensor.module().to_owned(),
@@ -144,51 +174,91 @@ pub(super) fn search_of(scheme: Scheme) -> RangeSearch {
     }
 }
 
-/// Reads and rounds a tensor a few rows at a time; its relative error comes with it.
+/// Reads, rounds and writes a tensor a few rows at a time, or all of them where the format does not
+/// keep rows apart. Gives its relative error.
 pub(super) fn round_streaming(
     job: &Job<'_>,
     plan: &JobPlan,
     spec: GridSpec,
+    writer: &ShardWriter,
     index: usize,
-) -> Result<(Quantized, f64), JobError> {
-    let tensor = &job.source.tensors()[index];
+) -> Result<f64, JobError> {
+    let source = job.source;
+    let tensor = &source.tensors()[index];
     let (rows, cols) = (tensor.rows(), tensor.cols());
     let group = plan.group_of(cols);
     let search = search_of(job.recipe.scheme);
-    let mut out = Quantized::empty(rows, cols, group, spec.bits);
-    let groups = out.groups();
-    let slab = slab_rows(cols);
-    let codes = out.codes.chunks_mut(slab * cols);
-    let scales = out.scales.chunks_mut(slab * groups);
-    let zeros = out.zeros.chunks_mut(slab * groups);
-    let source = job.source;
+    let place = job.gguf.and_then(|gguf| gguf.places.get(index));
+    let names = plan.packer.tensors(tensor.module(), rows, cols, group);
+    let mut whole = match plan.packer.keeps_rows_apart() {
+        true => None,
+        false => Some(Quantized::empty(rows, cols, group, spec.bits)),
+    };
     let mut sums: Vec<(f64, f64)> = Vec::new();
-    for (s, ((codes, scales), zeros)) in codes.zip(scales).zip(zeros).enumerate() {
-        let codes = codes.par_chunks_mut(FLOATS_ROWS * cols);
-        let scales = scales.par_chunks_mut(FLOATS_ROWS * groups);
-        let zeros = zeros.par_chunks_mut(FLOATS_ROWS * groups);
-        let parts = codes.zip(scales).zip(zeros).enumerate();
-        let of_parts = parts.map(|(i, ((codes, scales), zeros))| {
+    for (first, count) in slabs(source, index, 1) {
+        let one = |at: usize, codes: &mut [u8], scales: &mut [f32], zeros: &mut [u8]| {
             let mut weights = vec![0.0; codes.len()];
-            source.read_rows(index, s * slab + i * FLOATS_ROWS, &mut weights)?;
-            let grids = (&mut *codes, &mut *scales, &mut *zeros);
-            rtn::quantize_rows(spec, search, group, &weights, None, grids);
-            let mut sums = (0.0f64, 0.0f64);
-            let groups = weights
-                .chunks_exact(group)
-                .zip(codes.chunks_exact(group))
-                .enumerate();
-            for (g, (weights, codes)) in groups {
-                let (error, size) = rtn::squares(weights, codes, scales[g], f32::from(zeros[g]));
-                sums = (sums.0 + f64::from(error), sums.1 + f64::from(size));
+            source.read_rows(index, at, &mut weights)?;
+            let grids = (codes, scales, zeros);
+            let sums = rtn::quantize_rows(spec, search, group, &weights, None, grids);
+            Ok::<_, JobError>(sums)
+        };
+        let of_parts: Result<Vec<(f64, f64)>, JobError> = match &mut whole {
+            None => {
+                let starts = (first..first + count).into_par_iter().step_by(FLOATS_ROWS);
+                let parts = starts.map(|at| {
+                    let height = FLOATS_ROWS.min(first + count - at);
+                    let mut part = Quantized::empty(height, cols, group, spec.bits);
+                    let sums = one(at, &mut part.codes, &mut part.scales, &mut part.zeros)?;
+                    write_part(plan, place, writer, &names, (at, rows), &part)?;
+                    Ok(sums)
+                });
+                parts.collect()
             }
-            Ok::<_, SourceError>(sums)
-        });
-        sums.extend(of_parts.collect::<Result<Vec<_>, _>>()?);
-        source.release(index);
+            Some(whole) => {
+                let groups = whole.groups();
+                let some = first * groups..(first + count) * groups;
+                let codes = &mut whole.codes[first * cols..(first + count) * cols];
+                let codes = codes.par_chunks_mut(FLOATS_ROWS * cols);
+                let scales = whole.scales[some.clone()].par_chunks_mut(FLOATS_ROWS * groups);
+                let zeros = whole.zeros[some].par_chunks_mut(FLOATS_ROWS * groups);
+                let parts = codes.zip(scales).zip(zeros).enumerate();
+                let parts = parts.map(|(i, ((codes, scales), zeros))| {
+                    one(first + i * FLOATS_ROWS, codes, scales, zeros)
+                });
+                parts.collect()
+            }
+        };
+        sums.extend(of_parts?);
     }
-    let (error, size) = sums.iter().fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
-    Ok((out, relative(error, size)))
+    if let Some(whole) = whole {
+        write(plan, source, place, writer, index, &whole)?;
+    }
+    let (error, size) = sums.into_iter().fold((0.0, 0.0), added);
+    Ok(relative(error, size))
+}
+
+fn added(a: (f64, f64), b: (f64, f64)) -> (f64, f64) {
+    (a.0 + b.0, a.1 + b.1)
+}
+
+/// Packs and writes rows of a quantized tensor, `first` of `rows` on.
+fn write_part(
+    plan: &JobPlan,
+    place: Option<&GgufPlace>,
+    writer: &ShardWriter,
+    names: &[OutTensor],
+    (first, rows): (usize, usize),
+    part: &Quantized,
+) -> Result<(), JobError> {
+    let packed = plan.packer.pack_rows(part, first, rows);
+    for (out, (at, bytes)) in names.iter().zip(packed) {
+        match place {
+            Some(place) => place.write(writer, first, &bytes, bytes.len() / part.rows.max(1))?,
+            None => writer.write_part(&out.name, at, &bytes, out.bytes())?,
+        }
+    }
+    Ok(())
 }
 
 /// The root of a share of squares; 0 of nothing.
