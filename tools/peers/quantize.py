@@ -108,8 +108,7 @@ def spread(args):
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     text = tokenizer.decode(sum(windows(tokenizer, args.calibration, args.samples, args.seqlen), []))
-    args.calibration = pathlib.Path(args.work) / "calibration.txt"
-    args.calibration.write_text(text)
+    pathlib.Path(args.out).write_text(text)
 
 
 def own_command(args, name, out):
@@ -125,11 +124,15 @@ def own_command(args, name, out):
     return command
 
 
-def peer_command(args, name, out):
+def calibrated(args, *command):
+    """A command of this script that reads the calibration as this one does."""
     values = {"group-size": args.group_size, "calibration": args.calibration, "samples": args.samples}
     values["seqlen"] = args.seqlen
-    command = [sys.executable, __file__, "peer", args.model, name, str(out)]
-    return command + [f"--{key}={value}" for key, value in values.items()]
+    return [sys.executable, __file__, *command, *(f"--{key}={value}" for key, value in values.items())]
+
+
+def peer_command(args, name, out):
+    return calibrated(args, "peer", args.model, name, str(out))
 
 
 def make(args, maker, name):
@@ -198,7 +201,11 @@ def evaluate(args):
 
 def table(args):
     pathlib.Path(args.work).mkdir(parents=True, exist_ok=True)
-    spread(args)
+    # By a process of its own, as all that loads a library is: the system counts what a parent holds when it
+    # starts a process in that one's peak.
+    text = pathlib.Path(args.work) / "calibration.txt"
+    subprocess.run(calibrated(args, "spread", args.model, str(text)), check=True)
+    args.calibration = text
     names = args.only.split(",") if args.only else list(SCHEMES)
     pairs = [(maker, name) for name in names for maker in args.makers.split(",")]
     pairs = [(maker, name) for maker, name in pairs if maker == "scrimp" or name not in COMBINED]
@@ -243,6 +250,10 @@ def main():
     one.add_argument("scheme", choices=[name for name in SCHEMES if name not in COMBINED])
     one.add_argument("out")
     one.set_defaults(run=peer)
+    cut = commands.add_parser("spread", help="a text of just the tokens that both calibrate on")
+    cut.add_argument("model")
+    cut.add_argument("out")
+    cut.set_defaults(run=spread)
     two = commands.add_parser("table", help="all of them, and the table")
     two.add_argument("model")
     two.add_argument("--scrimp", required=True, help="the program")
@@ -257,7 +268,7 @@ def main():
     three.add_argument("evaluation")
     three.add_argument("folders", nargs="+")
     three.set_defaults(run=evaluate)
-    for each in (one, two):
+    for each in (one, cut, two):
         each.add_argument("--calibration", required=True, help="a text")
         each.add_argument("--group-size", type=int, default=64)
         each.add_argument("--samples", type=int, default=64)
