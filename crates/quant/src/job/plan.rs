@@ -170,10 +170,15 @@ impl JobPlan {
             let stored = 4 * self.hidden + widest[0] + widest[1];
             self.scratch_bytes = set.tokens() * stored * 4;
         }
-        let mapped = tensors.iter().map(mapped_bytes).max();
-        let peak = sizes.peak.0;
-        let kept = (peak / KEPT.0).min(KEPT.1).max(peak / KEPT.2);
-        self.peak_bytes = peak + kept + mapped.unwrap_or(0) + SMALL;
+        // What is outside of layers is read before them, when nothing else is held.
+        let (inside, outside): (Vec<_>, Vec<_>) = tensors.iter().partition(|t| t.layer.is_some());
+        let mapped = inside.into_iter().map(mapped_bytes).max().unwrap_or(0);
+        let before = outside
+            .into_iter()
+            .map(|t| sizes.one_matrix(t) + mapped_bytes(t));
+        let held = sizes.peak.0;
+        let kept = (held / KEPT.0).min(KEPT.1).max(held / KEPT.2);
+        self.peak_bytes = (held + kept + mapped).max(before.max().unwrap_or(0)) + SMALL;
         self.peak_stage = sizes.peak.1;
     }
 }
