@@ -98,6 +98,9 @@ fn rate(backend: &mut CpuBackend, memory: &[&[u8]], time: Duration) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use scrimp_backend::Backend;
+    use scrimp_tensor::{DType, MatrixView};
+
     use super::*;
     use crate::{CpuLevel, CpuOptions};
 
@@ -111,5 +114,16 @@ mod tests {
             .unwrap();
             assert!(read_bandwidth(&mut backend).unwrap() > 1e6, "{level}");
         }
+    }
+
+    #[test]
+    fn matrices_of_any_size_are_read() {
+        let mut backend = CpuBackend::new(CpuOptions::default()).unwrap();
+        // 75 weights of 4 bytes: less than a chunk, and no multiple of a step.
+        let bytes = vec![0u8; 25 * 3 * 4];
+        let view = MatrixView::from_blocks(DType::F32, 25, 3, &bytes).unwrap();
+        let matrix = backend.load_matrix(&view).unwrap();
+        assert!(matrix.memory().len() >= bytes.len());
+        assert!(read_matrices(&mut backend, &[&matrix, &matrix], Duration::ZERO) > 0.0);
     }
 }

@@ -173,13 +173,14 @@ impl JobPlan {
         // What is outside of layers is read before them, when nothing else is held.
         let (inside, outside): (Vec<_>, Vec<_>) = tensors.iter().partition(|t| t.layer.is_some());
         let mapped = inside.into_iter().map(mapped_bytes).max().unwrap_or(0);
-        let before = outside
-            .into_iter()
-            .map(|t| sizes.one_matrix(t) + mapped_bytes(t));
-        let held = sizes.peak.0;
+        let before = outside.into_iter();
+        let before = before.map(|t| sizes.one_matrix(t) + mapped_bytes(t)).max();
+        let (held, stage) = sizes.peak;
         let kept = (held / KEPT.0).min(KEPT.1).max(held / KEPT.2);
-        self.peak_bytes = (held + kept + mapped).max(before.max().unwrap_or(0)) + SMALL;
-        self.peak_stage = sizes.peak.1;
+        let layers = (held + kept + mapped, stage);
+        let before = (before.unwrap_or(0), "embedding and head".to_owned());
+        let (bytes, stage) = if before.0 > layers.0 { before } else { layers };
+        (self.peak_bytes, self.peak_stage) = (bytes + SMALL, stage);
     }
 }
 
